@@ -1,0 +1,32 @@
+//! The vocabulary that server and client share, and the only place where they meet.
+//!
+//! - [`Tensor`], [`DType`], [`Signature`]: what goes into a model and what comes out.
+//! - [`Claims`] and [`ReportData`]: what the server says of itself, and the digest that the
+//!   hardware signs over it.
+//! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
+//!   certificate and in a file.
+//! - [`oip`] and [`api`]: the HTTP wire formats, written once for both ends.
+//! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
+//!
+//! This crate does no I/O and holds no `unsafe`. What it does *not* do: decide whether evidence is
+//! to be trusted. That is `blindai-verify`.
+#![forbid(unsafe_code)]
+
+pub mod api;
+mod claims;
+mod digest;
+mod error;
+mod evidence;
+mod model;
+pub mod oip;
+mod secret;
+pub mod simulation;
+mod tensor;
+
+pub use claims::{Claims, ClaimsError, Nonce, ReportData};
+pub use digest::Digest;
+pub use error::{Code, Error, ErrorBody, Kind, Result};
+pub use evidence::{DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID, Tee};
+pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
+pub use secret::Secret;
+pub use tensor::{DType, NamedTensor, Shape, Tensor};

@@ -1,0 +1,317 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::ShapeText;
+use crate::{Code, DType, Digest, Error, NamedTensor, Result};
+
+/// The longest model name or version, in bytes.
+const NAME_BYTES: usize = 128;
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self> {
+                check_identifier($what, text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", self.0)
+            }
+        }
+    };
+}
+
+identifier! {
+    /// A model's name: 1 to 128 letters, digits, `.`, `_` or `-`, not starting with a dot.
+    ModelName, "model name"
+}
+
+identifier! {
+    /// A model's version: like a name; the server's own versions count 1, 2, 3…
+    ModelVersion, "model version"
+}
+
+// Names stand in URLs, in file names and in metrics: nothing that any of them would interpret.
+fn check_identifier(what: &str, text: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let valid = (1..=NAME_BYTES).contains(&text.len())
+        && !text.starts_with('.')
+        && text.bytes().all(allowed);
+    if valid {
+        return Ok(());
+    }
+    let shown: String = text.chars().take(NAME_BYTES).collect();
+    Err(
+        Error::new(Code::InvalidRequest, format!("{shown:?} is not a {what}"))
+            .with_remedy("use 1 to 128 letters, digits, '.', '_' or '-', not starting with a dot"),
+    )
+}
+
+/// One dimension of a signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dim {
+    /// Exactly this size.
+    Fixed(usize),
+    /// Any size; dimensions of one name need not agree, as in ONNX.
+    Symbolic(String),
+}
+
+impl Dim {
+    /// The size, or -1 for any, as the Open Inference Protocol writes it.
+    pub fn to_oip(&self) -> i64 {
+        match self {
+            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+            Dim::Symbolic(_) => -1,
+        }
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Fixed(size) => write!(f, "{size}"),
+            Dim::Symbolic(name) if name.is_empty() => f.write_str("?"),
+            Dim::Symbolic(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What a model says of one of its inputs or outputs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    pub name: String,
+    pub dtype: DType,
+    /// `None` when the model leaves even the number of dimensions open.
+    pub shape: Option<Vec<Dim>>,
+    /// The model has a default for this input: it may be left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+}
+
+impl TensorSpec {
+    fn check(&self, given: &NamedTensor) -> Result<()> {
+        let name = &self.name;
+        let (want, got) = (self.dtype, given.tensor.dtype());
+        if want != got {
+            let fact = format!("input {name:?} takes {want}, got {got}");
+            return Err(Error::new(Code::InputDType, fact));
+        }
+        let Some(want) = &self.shape else {
+            return Ok(());
+        };
+        let got = given.tensor.shape();
+        let fits = want.len() == got.len()
+            && want
+                .iter()
+                .zip(got)
+                .all(|(want, got)| !matches!(want, Dim::Fixed(size) if size != got));
+        if fits {
+            return Ok(());
+        }
+        let (want, got) = (ShapeText(want), ShapeText(got));
+        let fact = format!("input {name:?} takes the shape {want}, got {got}");
+        Err(Error::new(Code::InputShape, fact))
+    }
+}
+
+/// The inputs and outputs of a model, in the model's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    pub inputs: Vec<TensorSpec>,
+    pub outputs: Vec<TensorSpec>,
+}
+
+impl Signature {
+    /// Checks inputs before they reach an engine: every name once, none missing, none unknown,
+    /// types and shapes as the model says.
+    ///
+    /// # Errors
+    /// [`Code::InputUnknown`], [`Code::InputMissing`], [`Code::InputDType`],
+    /// [`Code::InputShape`]; each names the input, what it takes and what came.
+    pub fn check_inputs(&self, inputs: &[NamedTensor]) -> Result<()> {
+        for (i, given) in inputs.iter().enumerate() {
+            let name = &given.name;
+            if inputs[..i].iter().any(|earlier| earlier.name == *name) {
+                let fact = format!("input {name:?} was sent twice");
+                return Err(Error::new(Code::InvalidRequest, fact));
+            }
+            match self.inputs.iter().find(|spec| spec.name == *name) {
+                Some(spec) => spec.check(given)?,
+                None => return Err(self.unknown_input(name)),
+            }
+        }
+        let sent = |spec: &&TensorSpec| !inputs.iter().any(|given| given.name == spec.name);
+        match self.inputs.iter().filter(|s| !s.optional).find(sent) {
+            Some(missing) => Err(missing_input(missing)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the names of the outputs that were asked for.
+    ///
+    /// # Errors
+    /// [`Code::OutputUnknown`]
+    pub fn check_outputs(&self, wanted: &[String]) -> Result<()> {
+        let unknown = |name: &&String| !self.outputs.iter().any(|spec| spec.name == **name);
+        match wanted.iter().find(unknown) {
+            Some(name) => {
+                let names = names(&self.outputs);
+                let fact = format!("there is no output {name:?}; the model has {names}");
+                Err(Error::new(Code::OutputUnknown, fact))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn unknown_input(&self, name: &str) -> Error {
+        let names = names(&self.inputs);
+        let fact = format!("there is no input {name:?}; the model takes {names}");
+        Error::new(Code::InputUnknown, fact)
+    }
+}
+
+fn missing_input(spec: &TensorSpec) -> Error {
+    let shape = match &spec.shape {
+        Some(shape) => ShapeText(shape).to_string(),
+        None => " of any shape".to_owned(),
+    };
+    let fact = format!(
+        "input {:?} is missing; it takes {}{shape}",
+        spec.name, spec.dtype
+    );
+    Error::new(Code::InputMissing, fact)
+}
+
+fn names(specs: &[TensorSpec]) -> String {
+    let names: Vec<_> = specs
+        .iter()
+        .map(|spec| format!("{:?}", spec.name))
+        .collect();
+    names.join(", ")
+}
+
+/// What the server says of a model it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub name: ModelName,
+    pub version: ModelVersion,
+    /// SHA-256 of the model file: its identity.
+    pub digest: Digest,
+    pub size_bytes: u64,
+    pub signature: Signature,
+    /// When the upload was complete, in seconds since 1970.
+    pub uploaded_at: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    fn spec(name: &str, shape: Option<Vec<Dim>>) -> TensorSpec {
+        TensorSpec {
+            name: name.into(),
+            dtype: DType::U8,
+            shape,
+            optional: false,
+        }
+    }
+
+    fn given(name: &str, shape: &[usize]) -> NamedTensor {
+        let data = vec![0; shape.iter().product()];
+        NamedTensor::new(
+            name,
+            Tensor::new(DType::U8, shape.to_vec(), data.into()).unwrap(),
+        )
+    }
+
+    fn signature() -> Signature {
+        let any = Dim::Symbolic("batch".into());
+        Signature {
+            inputs: vec![spec("a", Some(vec![any, Dim::Fixed(3)])), spec("b", None)],
+            outputs: vec![spec("y", None)],
+        }
+    }
+
+    #[test]
+    fn inputs_that_fit_pass() {
+        let inputs = [given("b", &[7]), given("a", &[2, 3])];
+        signature().check_inputs(&inputs).unwrap();
+    }
+
+    #[test]
+    fn each_misfit_has_its_code_and_names_the_input() {
+        let cases = [
+            (vec![given("a", &[2, 3])], Code::InputMissing, "\"b\""),
+            (vec![given("c", &[1])], Code::InputUnknown, "\"c\""),
+            (vec![given("a", &[2, 4])], Code::InputShape, "[batch,3]"),
+            (vec![given("a", &[3])], Code::InputShape, "[3]"),
+            (
+                vec![given("b", &[1]), given("b", &[1])],
+                Code::InvalidRequest,
+                "twice",
+            ),
+        ];
+        for (inputs, code, word) in cases {
+            let error = signature().check_inputs(&inputs).unwrap_err();
+            assert_eq!(error.code(), code);
+            assert!(error.fact().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_climb_out_of_a_folder_or_a_url() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".x",
+            "a/b",
+            "a b",
+            "ä",
+            "a%2fb",
+            &"x".repeat(129),
+        ] {
+            assert!(bad.parse::<ModelName>().is_err(), "{bad}");
+        }
+        assert!("resnet50-v1.5_int8".parse::<ModelName>().is_ok());
+    }
+}

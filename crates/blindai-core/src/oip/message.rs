@@ -1,0 +1,490 @@
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::json;
+use crate::{Code, DType, Error, NamedTensor, Result, Tensor};
+
+/// The HTTP header that says how many bytes of the body are JSON; the rest are tensors.
+pub const HEADER_LENGTH: &str = "inference-header-content-length";
+
+/// A request to run a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferRequest {
+    /// Comes back with the answer.
+    pub id: Option<String>,
+    pub inputs: Vec<NamedTensor>,
+    /// Empty for all of the model's outputs.
+    pub outputs: Vec<RequestedOutput>,
+    /// How outputs come that say nothing themselves.
+    pub format: OutputFormat,
+}
+
+impl InferRequest {
+    /// A request for all outputs, as raw bytes.
+    pub fn new(inputs: Vec<NamedTensor>) -> Self {
+        Self {
+            id: None,
+            inputs,
+            outputs: Vec::new(),
+            format: OutputFormat::Binary,
+        }
+    }
+
+    /// How this output is to be written.
+    pub fn format_of(&self, output: &str) -> OutputFormat {
+        let wanted = self.outputs.iter().find(|wanted| wanted.name == output);
+        wanted
+            .and_then(|wanted| wanted.format)
+            .unwrap_or(self.format)
+    }
+
+    /// The names of the outputs that are asked for; empty for all.
+    pub fn output_names(&self) -> Vec<String> {
+        self.outputs
+            .iter()
+            .map(|wanted| wanted.name.clone())
+            .collect()
+    }
+}
+
+/// An output that the caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedOutput {
+    pub name: String,
+    pub format: Option<OutputFormat>,
+}
+
+/// Whether a tensor travels as JSON numbers or as raw bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputFormat {
+    Json,
+    Binary,
+}
+
+/// A model's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferResponse {
+    pub id: Option<String>,
+    pub model_name: String,
+    pub model_version: Option<String>,
+    pub outputs: Vec<NamedTensor>,
+}
+
+/// A message ready to be sent: the parts follow each other in the body.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// The value of [`HEADER_LENGTH`]; `None` when the body is JSON alone.
+    pub header_length: Option<usize>,
+    pub parts: Vec<Bytes>,
+}
+
+impl Encoded {
+    /// The length of the body in bytes.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// Never: there is always a header.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] for a body that is not of the protocol, [`Code::InputDType`] and
+/// [`Code::InputData`] for tensors that are not what they claim.
+pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<InferRequest> {
+    let (header, mut tensors) = split_body(body, header_length)?;
+    let wire: WireRequest<'_> = parse(&header)?;
+    let inputs = read_tensors(wire.inputs, &mut tensors)?;
+    let outputs = wire.outputs.unwrap_or_default();
+    Ok(InferRequest {
+        id: wire.id,
+        inputs,
+        outputs: outputs
+            .into_iter()
+            .map(read_output)
+            .collect::<Result<_>>()?,
+        format: format(wire.parameters.unwrap_or_default().binary_data_output),
+    })
+}
+
+/// Writes a request; its tensors go as raw bytes.
+pub fn encode_request(request: &InferRequest) -> Encoded {
+    let header = WireRequest {
+        id: request.id.clone(),
+        parameters: Some(RequestParameters {
+            binary_data_output: request.format == OutputFormat::Binary,
+        }),
+        inputs: request.inputs.iter().map(binary_tensor).collect(),
+        outputs: (!request.outputs.is_empty())
+            .then(|| request.outputs.iter().map(write_output).collect()),
+    };
+    with_tensors(&header, request.inputs.iter().map(|t| &t.tensor))
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] and [`Code::InputData`], as for requests.
+pub fn decode_response(body: Bytes, header_length: Option<usize>) -> Result<InferResponse> {
+    let (header, mut tensors) = split_body(body, header_length)?;
+    let wire: WireResponse<'_> = parse(&header)?;
+    Ok(InferResponse {
+        id: wire.id,
+        model_name: wire.model_name,
+        model_version: wire.model_version,
+        outputs: read_tensors(wire.outputs, &mut tensors)?,
+    })
+}
+
+/// Writes an answer, each output as `format` says.
+///
+/// # Errors
+/// [`Code::OutputNotJson`] for a NaN or an infinity in an output that is wanted as JSON.
+pub fn encode_response(
+    response: &InferResponse,
+    format: impl Fn(&str) -> OutputFormat,
+) -> Result<Encoded> {
+    let (mut outputs, mut raw) = (Vec::new(), Vec::new());
+    for output in &response.outputs {
+        match format(&output.name) {
+            OutputFormat::Json => outputs.push(json_tensor(output)?),
+            OutputFormat::Binary => {
+                outputs.push(binary_tensor(output));
+                raw.push(&output.tensor);
+            }
+        }
+    }
+    let header = WireResponse {
+        model_name: response.model_name.clone(),
+        model_version: response.model_version.clone(),
+        id: response.id.clone(),
+        outputs,
+    };
+    Ok(with_tensors(&header, raw.into_iter()))
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireRequest<'a> {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parameters: Option<RequestParameters>,
+    #[serde(borrow)]
+    inputs: Vec<WireTensor<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outputs: Option<Vec<WireOutput>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct RequestParameters {
+    #[serde(default)]
+    binary_data_output: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireResponse<'a> {
+    model_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model_version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(borrow)]
+    outputs: Vec<WireTensor<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireTensor<'a> {
+    name: String,
+    shape: Vec<usize>,
+    datatype: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parameters: Option<TensorParameters>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    data: Option<std::borrow::Cow<'a, RawValue>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct TensorParameters {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    binary_data_size: Option<usize>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireOutput {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parameters: Option<OutputParameters>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct OutputParameters {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    binary_data: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    classification: Option<u64>,
+}
+
+fn split_body(body: Bytes, header_length: Option<usize>) -> Result<(Bytes, Bytes)> {
+    let length = header_length.unwrap_or(body.len());
+    if length > body.len() {
+        let fact = format!("{HEADER_LENGTH} is {length}, the body has {}", body.len());
+        return Err(Error::new(Code::InvalidRequest, fact));
+    }
+    Ok((body.slice(..length), body.slice(length..)))
+}
+
+// The parser's own message may quote the body; only the position is safe to repeat.
+fn parse<'a, T: Deserialize<'a>>(header: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(header).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let what = match error.classify() {
+            serde_json::error::Category::Data => "is not of the Open Inference Protocol",
+            _ => "is not JSON",
+        };
+        let fact = format!("the body {what}, at line {line} column {column}");
+        Error::new(Code::InvalidRequest, fact)
+    })
+}
+
+fn read_tensors(wire: Vec<WireTensor<'_>>, raw: &mut Bytes) -> Result<Vec<NamedTensor>> {
+    let tensors = wire.into_iter().map(|tensor| read_tensor(tensor, raw));
+    let tensors = tensors.collect::<Result<_>>()?;
+    if !raw.is_empty() {
+        let fact = format!("{} bytes follow the last tensor", raw.len());
+        return Err(Error::new(Code::InvalidRequest, fact));
+    }
+    Ok(tensors)
+}
+
+fn read_tensor(wire: WireTensor<'_>, raw: &mut Bytes) -> Result<NamedTensor> {
+    let name = wire.name;
+    let dtype = DType::parse(&wire.datatype).ok_or_else(|| {
+        let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.as_str()).collect();
+        let fact = format!("input {name:?} has the unknown type {:?}", wire.datatype);
+        Error::new(Code::InputDType, fact).with_remedy(format!("use one of {}", known.join(", ")))
+    })?;
+    let size = wire.parameters.unwrap_or_default().binary_data_size;
+    let data = match (wire.data, size) {
+        (Some(data), None) => json::read_elements(dtype, &data).map_err(|e| at(&name, e))?,
+        (None, Some(size)) if size <= raw.len() => raw.split_to(size),
+        (None, Some(size)) => {
+            let fact = format!("{name:?} announces {size} bytes, {} are left", raw.len());
+            return Err(Error::new(Code::InvalidRequest, fact));
+        }
+        _ => {
+            let fact = format!("{name:?} needs either data or binary_data_size");
+            return Err(Error::new(Code::InvalidRequest, fact));
+        }
+    };
+    let tensor = Tensor::new(dtype, wire.shape, data).map_err(|e| at(&name, e))?;
+    Ok(NamedTensor { name, tensor })
+}
+
+fn at(name: &str, error: Error) -> Error {
+    let fact = format!("tensor {name:?}: {}", error.fact());
+    Error::new(error.code(), fact).with_remedy(error.remedy().to_owned())
+}
+
+fn read_output(wire: WireOutput) -> Result<RequestedOutput> {
+    let parameters = wire.parameters.unwrap_or_default();
+    if parameters.classification.is_some() {
+        let fact = format!("output {:?}: classification is not offered", wire.name);
+        return Err(Error::new(Code::InvalidRequest, fact)
+            .with_remedy("leave the parameter out and rank the scores at the client"));
+    }
+    Ok(RequestedOutput {
+        name: wire.name,
+        format: parameters.binary_data.map(format),
+    })
+}
+
+fn write_output(output: &RequestedOutput) -> WireOutput {
+    WireOutput {
+        name: output.name.clone(),
+        parameters: output.format.map(|format| OutputParameters {
+            binary_data: Some(format == OutputFormat::Binary),
+            classification: None,
+        }),
+    }
+}
+
+fn format(binary: bool) -> OutputFormat {
+    if binary {
+        OutputFormat::Binary
+    } else {
+        OutputFormat::Json
+    }
+}
+
+fn binary_tensor(tensor: &NamedTensor) -> WireTensor<'static> {
+    WireTensor {
+        parameters: Some(TensorParameters {
+            binary_data_size: Some(tensor.tensor.data().len()),
+        }),
+        ..described(tensor)
+    }
+}
+
+fn json_tensor(tensor: &NamedTensor) -> Result<WireTensor<'static>> {
+    let data = json::write_elements(&tensor.tensor).map_err(|e| at(&tensor.name, e))?;
+    Ok(WireTensor {
+        data: Some(std::borrow::Cow::Owned(data)),
+        ..described(tensor)
+    })
+}
+
+fn described(tensor: &NamedTensor) -> WireTensor<'static> {
+    WireTensor {
+        name: tensor.name.clone(),
+        shape: tensor.tensor.shape().to_vec(),
+        datatype: tensor.tensor.dtype().as_str().to_owned(),
+        parameters: None,
+        data: None,
+    }
+}
+
+fn with_tensors<'a>(header: &impl Serialize, raw: impl Iterator<Item = &'a Tensor>) -> Encoded {
+    // Strings, numbers and already checked JSON: nothing that could fail to be written.
+    let header = to_raw_value(header).expect("a header is JSON");
+    let header = Bytes::from(String::from(Box::<str>::from(header)));
+    let length = header.len();
+    let mut parts = vec![header];
+    parts.extend(raw.map(|tensor| tensor.data().clone()));
+    Encoded {
+        header_length: (parts.len() > 1).then_some(length),
+        parts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(encoded: &Encoded) -> Bytes {
+        encoded.parts.concat().into()
+    }
+
+    fn floats() -> NamedTensor {
+        let data = [1.5f32, -2.0].iter().flat_map(|x| x.to_le_bytes());
+        let data: Vec<u8> = data.collect();
+        NamedTensor::new(
+            "x",
+            Tensor::new(DType::F32, vec![1, 2], data.into()).unwrap(),
+        )
+    }
+
+    #[test]
+    fn requests_round_trip_as_raw_bytes() {
+        let words = Tensor::from_strings(vec![2], &["a", "ü"]).unwrap();
+        let mut request = InferRequest::new(vec![floats(), NamedTensor::new("w", words)]);
+        request.id = Some("7".into());
+        request.outputs = vec![RequestedOutput {
+            name: "y".into(),
+            format: Some(OutputFormat::Json),
+        }];
+        let encoded = encode_request(&request);
+        let decoded = decode_request(join(&encoded), encoded.header_length).unwrap();
+        assert_eq!(decoded, request);
+    }
+
+    #[test]
+    fn responses_round_trip_in_both_formats() {
+        let response = InferResponse {
+            id: None,
+            model_name: "m".into(),
+            model_version: Some("1".into()),
+            outputs: vec![floats()],
+        };
+        for format in [OutputFormat::Json, OutputFormat::Binary] {
+            let encoded = encode_response(&response, |_| format).unwrap();
+            let decoded = decode_response(join(&encoded), encoded.header_length).unwrap();
+            assert_eq!(decoded, response);
+        }
+    }
+
+    #[test]
+    fn json_data_may_be_nested_or_flat() {
+        for data in ["[[1.5,-2]]", "[1.5,-2.0]"] {
+            let body = format!(
+                r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,2],"data":{data}}}]}}"#
+            );
+            let request = decode_request(body.into(), None).unwrap();
+            assert_eq!(request.inputs, [floats()]);
+            assert_eq!(request.format_of("y"), OutputFormat::Json);
+        }
+    }
+
+    #[test]
+    fn malformed_bodies_are_refused_without_being_quoted() {
+        let tensor = |rest: &str| format!(r#"{{"inputs":[{{"name":"x","shape":[1],{rest}}}]}}"#);
+        let cases = [
+            ("MARK".to_owned(), None, Code::InvalidRequest),
+            (
+                r#"{"inputs":"MARK"}"#.to_owned(),
+                None,
+                Code::InvalidRequest,
+            ),
+            ("{}".to_owned(), None, Code::InvalidRequest),
+            ("{}".to_owned(), Some(9), Code::InvalidRequest),
+            (
+                tensor(r#""datatype":"FP31","data":[1]"#),
+                None,
+                Code::InputDType,
+            ),
+            (
+                tensor(r#""datatype":"INT8","data":[300]"#),
+                None,
+                Code::InputData,
+            ),
+            (
+                tensor(r#""datatype":"INT8","data":["MARK"]"#),
+                None,
+                Code::InputData,
+            ),
+            (
+                tensor(r#""datatype":"INT8","data":[1,2]"#),
+                None,
+                Code::InputData,
+            ),
+            (tensor(r#""datatype":"INT8""#), None, Code::InvalidRequest),
+            (
+                tensor(r#""datatype":"INT8","parameters":{"binary_data_size":5}"#),
+                None,
+                Code::InvalidRequest,
+            ),
+        ];
+        for (body, header_length, code) in cases {
+            let error = decode_request(body.clone().into(), header_length).unwrap_err();
+            assert_eq!(error.code(), code, "{body}: {error}");
+            assert!(!error.to_string().contains("MARK"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_after_the_last_tensor_are_refused() {
+        let encoded = encode_request(&InferRequest::new(vec![floats()]));
+        let mut body = join(&encoded).to_vec();
+        body.push(0);
+        let error = decode_request(body.into(), encoded.header_length).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_nan_cannot_be_json() {
+        let nan = Tensor::new(DType::F32, vec![], f32::NAN.to_le_bytes().to_vec().into());
+        let response = InferResponse {
+            id: None,
+            model_name: "m".into(),
+            model_version: None,
+            outputs: vec![NamedTensor::new("y", nan.unwrap())],
+        };
+        let error = encode_response(&response, |_| OutputFormat::Json).unwrap_err();
+        assert_eq!(error.code(), Code::OutputNotJson);
+        assert!(encode_response(&response, |_| OutputFormat::Binary).is_ok());
+    }
+}

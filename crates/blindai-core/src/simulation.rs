@@ -1,0 +1,7 @@
+//! The trust root of the simulation. It protects nothing: its private key is public, in the source
+//! of `blindai-tee`. Client and server must name the same root, so its certificate stands here.
+
+/// The self-signed certificate, DER.
+pub const ROOT_CERTIFICATE_DER: &[u8] = include_bytes!("simulation_root.der");
+/// How the certificate names itself.
+pub const ROOT_NAME: &str = "BlindAI Simulation Root - protects nothing";
