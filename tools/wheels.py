@@ -1,0 +1,80 @@
+"""Download single wheels from the package index, pinned by SHA-256, into `.cache/wheels`.
+
+Standard library and pip only, Python 3.9 or newer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+WHEELS = CACHE / "wheels"
+
+
+class FetchError(Exception):
+    """Something that cannot be had: the message says what and why."""
+
+
+def download(filename: str, sha256: str) -> Path:
+    """Return the path of the wheel of that file name, which must have the digest `sha256`."""
+    target = WHEELS / filename
+    if target.is_file() and sha256_of_file(target) == sha256:
+        return target
+    name, version = filename.split("-")[:2]
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WHEELS) as folder:
+        pip_download(f"{name}=={version}", folder)
+        wheel = Path(folder) / filename
+        if not wheel.is_file():
+            found = sorted(path.name for path in Path(folder).iterdir())
+            raise FetchError(f"pip gave {found} for {name}, expected {filename}")
+        found = sha256_of_file(wheel)
+        if found != sha256:
+            raise FetchError(f"{filename} has sha256 {found}, expected {sha256}")
+        os.replace(wheel, target)
+    return target
+
+
+def pip_download(requirement: str, folder: str) -> None:
+    """Run pip, and keep its words for the case that it fails.
+
+    The tags make every Python choose the wheel that CPython 3.11 on x86-64 Linux would: the pinned one.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
+    command += ["--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"]
+    for glibc in ("2_28", "2_27", "2_17"):
+        command += ["--platform", f"manylinux_{glibc}_x86_64"]
+    done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip() or done.stdout.strip() or "pip gave no reason"
+        raise FetchError(f"cannot download {requirement}:\n{reason}")
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it, however many write at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
