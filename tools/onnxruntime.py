@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
-# The root in place of tools/, where this very file would hide the package `onnxruntime`.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    # The root in place of tools/, where this very file would hide the package `onnxruntime`.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools.wheels import (
     CACHE,

