@@ -1,0 +1,176 @@
+//! A platform that is everything real except the trust root.
+//!
+//! The story that its quotes tell is that of real hardware: Intel's root certifies a platform CA,
+//! that one the platform's provisioning certification key (PCK), that one the report of the quoting
+//! enclave (QE), that report the attestation key, and the attestation key signs the enclave's or
+//! trust domain's report. Beside it, the TCB signer certifies which patch levels are current. Here
+//! the root is ours, its private key public, and every key below it drawn at start.
+
+mod collateral;
+mod pki;
+mod quote;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use blindai_core::{DcapCollateral, ReportData, Tee};
+
+use self::collateral::Window;
+use self::pki::Pki;
+use self::quote::Quoter;
+use crate::{Attester, Measurement, TeeError, TeeErrorKind};
+
+/// The private key of the simulation's trust root, PKCS#8 in PEM. It is published on purpose: what
+/// it signs is worth nothing, and nobody can mistake a simulation for a protected machine.
+pub const SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE: &str =
+    include_str!("simulation_root_public_private_key.pem");
+
+/// MRSIGNER of every simulated enclave. No key has this digest.
+pub const SIMULATED_MRSIGNER: [u8; 32] = *b"BlindAI simulated enclave signer";
+/// The family, model and platform of the simulated processor.
+pub const SIMULATED_FMSPC: [u8; 6] = *b"SIMUL\0";
+/// The identity of the simulated processor (PPID), the same on every machine.
+pub const SIMULATED_PPID: [u8; 16] = *b"BlindAI sim PPID";
+/// The identity of the simulated platform, the same on every machine.
+pub const SIMULATED_PLATFORM_INSTANCE_ID: [u8; 16] = *b"BlindAI sim host";
+
+/// For how long collateral is valid by default: 30 days, like Intel's.
+pub const DEFAULT_COLLATERAL_VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Where a simulation takes the time from.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// RTMR `index` (0 to 3) of every simulated trust domain: the text
+/// `BlindAI simulated RTMR <index>`, padded with zeros. Nothing is extended into it.
+pub fn simulated_rtmr(index: u8) -> [u8; 48] {
+    quote::padded(format!("BlindAI simulated RTMR {index}").as_bytes())
+}
+
+/// What a [`Simulation`] pretends to be.
+#[derive(Clone)]
+pub struct SimulationOptions {
+    /// The measurement in every quote. It also chooses between SGX and TDX.
+    pub measurement: Measurement,
+    /// SGX: the enclave's product id. Default 1.
+    pub isv_prod_id: u16,
+    /// SGX: the enclave's security version. Default 1.
+    pub isv_svn: u16,
+    /// Whether quotes say that the enclave or trust domain can be debugged. Default no.
+    pub debug: bool,
+    /// For how long fresh collateral is valid, from a second to ten years. Default
+    /// [`DEFAULT_COLLATERAL_VALIDITY`]. It is renewed when half of it has passed.
+    pub collateral_validity: Duration,
+    /// Default [`SystemTime::now`].
+    pub clock: Clock,
+}
+
+impl SimulationOptions {
+    /// The defaults, for code of this measurement.
+    pub fn new(measurement: Measurement) -> Self {
+        Self {
+            measurement,
+            isv_prod_id: 1,
+            isv_svn: 1,
+            debug: false,
+            collateral_validity: DEFAULT_COLLATERAL_VALIDITY,
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+}
+
+/// A simulated SGX or TDX platform. See the crate's documentation for what it does not prove.
+pub struct Simulation {
+    measurement: Measurement,
+    collateral_validity: Duration,
+    clock: Clock,
+    pki: Pki,
+    quoter: Quoter,
+    current: Mutex<Option<(Window, DcapCollateral)>>,
+}
+
+impl Simulation {
+    /// Draws the platform's keys and lets them be certified under the simulation's root.
+    ///
+    /// # Errors
+    /// [`TeeErrorKind::InvalidOption`] for a validity out of range, [`TeeErrorKind::Clock`] when the
+    /// clock is not between 2026 and 2049.
+    pub fn new(options: SimulationOptions) -> Result<Self, TeeError> {
+        check_validity(options.collateral_validity)?;
+        let (pki, pck) = Pki::new()?;
+        let simulation = Self {
+            measurement: options.measurement,
+            collateral_validity: options.collateral_validity,
+            quoter: Quoter::new(&options, &pki, &pck)?,
+            clock: options.clock,
+            pki,
+            current: Mutex::new(None),
+        };
+        // Whatever can fail for good fails here and not at the first client.
+        simulation.collateral()?;
+        Ok(simulation)
+    }
+}
+
+impl Attester for Simulation {
+    fn tee(&self) -> Tee {
+        self.measurement.tee()
+    }
+
+    fn quote(&self, report_data: &ReportData) -> Result<Vec<u8>, TeeError> {
+        self.quoter.quote(report_data)
+    }
+
+    fn collateral(&self) -> Result<DcapCollateral, TeeError> {
+        let now = unix_seconds((self.clock)())?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((window, collateral)) = &*current
+            && window.is_fresh(now)
+        {
+            return Ok(collateral.clone());
+        }
+        let window = Window::starting(now, self.collateral_validity)?;
+        let collateral = collateral::issue(&self.pki, self.tee(), &window)?;
+        *current = Some((window, collateral.clone()));
+        Ok(collateral)
+    }
+
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> String {
+        let (tee, name) = (self.tee(), self.measurement.name());
+        format!(
+            "simulated {tee}, {name} {}: protects nothing",
+            self.measurement
+        )
+    }
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Simulation({})", self.describe())
+    }
+}
+
+fn check_validity(validity: Duration) -> Result<(), TeeError> {
+    if (MIN_VALIDITY..=MAX_VALIDITY).contains(&validity) {
+        return Ok(());
+    }
+    Err(TeeError::new(
+        TeeErrorKind::InvalidOption,
+        format!("collateral cannot be valid for {validity:?}"),
+        "choose between a second and ten years",
+    ))
+}
+
+fn unix_seconds(time: SystemTime) -> Result<u64, TeeError> {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Ok(since.as_secs()),
+        Err(_) => Err(collateral::wrong_clock("before 1970")),
+    }
+}
+
+const MIN_VALIDITY: Duration = Duration::from_secs(1);
+const MAX_VALIDITY: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
