@@ -1,0 +1,514 @@
+use blindai_core::{Claims, DcapCollateral, Evidence, Nonce, ReportData};
+use dcap_qvl::{QuoteClaims, TcbStatus};
+
+use crate::check::{Table, checks};
+use crate::dcap::{self, Body, Refused, Root};
+use crate::policy::{Allowed, Excepted, Policy};
+use crate::report::{QuoteReport, VerifiedReport, utc};
+use crate::{Rejection, RejectionCode};
+
+/// What the evidence has to be bound to, beside the code and the hardware.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// SHA-256 of the SubjectPublicKeyInfo of the TLS key at the other end. `None` only where there
+    /// is no connection, as for a stored document: such a report vouches for no connection.
+    pub tls_spki_sha256: Option<[u8; 32]>,
+    /// The nonce that was sent for this evidence, when one was.
+    pub nonce: Option<Nonce>,
+}
+
+/// Decides whether evidence is to be trusted, at a time that the caller names.
+///
+/// Pure: the same arguments give the same answer, on every machine and at every time.
+///
+/// # Errors
+/// The [`Rejection`] holds every check that could be made; the first that failed gives its code.
+pub fn verify(
+    evidence: &Evidence,
+    collateral: &DcapCollateral,
+    binding: &Binding,
+    policy: &Policy,
+    now_unix_seconds: u64,
+) -> Result<VerifiedReport, Rejection> {
+    let now = now_unix_seconds;
+    let mut table = Table::default();
+    let appraised = appraise(&evidence.quote, collateral, policy, now, &mut table);
+    let report_data = appraised.report_data;
+    let claims = check_claims(&evidence.claims, report_data.as_ref(), &mut table);
+    check_binding(claims.as_ref(), binding, &mut table);
+    check_validity(claims.as_ref(), now, &mut table);
+    check_config(claims.as_ref(), policy, &mut table);
+
+    let checks = table.finish()?;
+    // All checks hold, so both are there; if they were not, that would be a refusal too.
+    let (Some(mut quote), Some(claims)) = (appraised.report, claims) else {
+        return Err(no_verdict());
+    };
+    quote.checks = checks;
+    quote.valid_until = quote.valid_until.min(claims.expires_at.unwrap_or(0));
+    Ok(VerifiedReport { quote, claims })
+}
+
+/// Appraises a quote by itself, without claims and without a connection: for looking at evidence of
+/// other programs. It is no proof of who is at the other end of anything.
+///
+/// # Errors
+/// As [`verify`].
+pub fn appraise_quote(
+    quote: &[u8],
+    collateral: &DcapCollateral,
+    policy: &Policy,
+    now_unix_seconds: u64,
+) -> Result<QuoteReport, Rejection> {
+    let mut table = Table::default();
+    let appraised = appraise(quote, collateral, policy, now_unix_seconds, &mut table);
+    let checks = table.finish()?;
+    let mut report = appraised.report.ok_or_else(no_verdict)?;
+    report.checks = checks;
+    Ok(report)
+}
+
+/// The part of a verdict that needs no signature check: the quote was made for these claims, and
+/// the claims name this TLS key.
+pub(crate) fn check_static_binding(
+    evidence: &Evidence,
+    tls_spki_sha256: [u8; 32],
+) -> Result<(), Rejection> {
+    let mut table = Table::default();
+    let report_data = match dcap::parse(&evidence.quote) {
+        Ok(quote) => {
+            table.pass(
+                checks::QUOTE,
+                "it can be read; its signature is not checked here",
+            );
+            Some(Body::from(&quote.report).report_data)
+        }
+        Err(Refused { code, text }) => {
+            table.fail(checks::QUOTE, code, text);
+            None
+        }
+    };
+    let claims = check_claims(&evidence.claims, report_data.as_ref(), &mut table);
+    let binding = Binding {
+        tls_spki_sha256: Some(tls_spki_sha256),
+        nonce: None,
+    };
+    check_binding(claims.as_ref(), &binding, &mut table);
+    table.finish().map(drop)
+}
+
+/// How far a server's clock may run ahead, in seconds.
+const CLOCK_SKEW_SECONDS: u64 = 300;
+const NOT_READ: &str = "the quote cannot be read";
+const NOT_VERIFIED: &str = "the quote does not verify";
+const NO_CLAIMS: &str = "the claims cannot be read";
+
+struct Appraised {
+    /// From the quote as it came, verified or not: for the table only, until all checks hold.
+    report_data: Option<[u8; 64]>,
+    /// There only when the quote verified.
+    report: Option<QuoteReport>,
+}
+
+fn appraise(
+    quote: &[u8],
+    collateral: &DcapCollateral,
+    policy: &Policy,
+    now: u64,
+    table: &mut Table,
+) -> Appraised {
+    let parsed = match dcap::parse(quote) {
+        Ok(parsed) => parsed,
+        Err(refused) => {
+            skip_all(refused, table);
+            return Appraised {
+                report_data: None,
+                report: None,
+            };
+        }
+    };
+    let body = Body::from(&parsed.report);
+    check_tee(&body, policy, table);
+    let root = dcap::claimed_root(&parsed, collateral);
+    let claims = check_quote(quote, collateral, root, policy, now, &body, table);
+    let limit = check_tcb(claims.as_ref(), policy, now, table);
+    check_measurements(&body, policy, table);
+
+    let report_data = Some(body.report_data);
+    let report = claims.map(|claims| {
+        let verified = Body::from(&claims.report);
+        QuoteReport {
+            tee: verified.tee,
+            root,
+            tcb_status: claims.tcb.status.to_string(),
+            advisories: advisories(&claims),
+            measurements: verified.measurements,
+            checks: Vec::new(),
+            verified_at: now,
+            valid_until: claims.earliest_expiration_date.min(limit),
+        }
+    });
+    Appraised {
+        report_data,
+        report,
+    }
+}
+
+fn skip_all(refused: Refused, table: &mut Table) {
+    table.not_possible(checks::TEE, NOT_READ);
+    table.not_possible(checks::TRUST_ROOT, NOT_READ);
+    table.fail(checks::QUOTE, refused.code, refused.text);
+    for name in [
+        checks::DEBUG,
+        checks::TCB_STATUS,
+        checks::TCB_ADVISORIES,
+        checks::TCB_EVALUATION,
+    ] {
+        table.not_possible(name, NOT_READ);
+    }
+}
+
+fn check_tee(body: &Body, policy: &Policy, table: &mut Table) {
+    let tee = body.tee;
+    let accepted = policy.tees.iter().map(|tee| tee.as_str());
+    let accepted: Vec<_> = accepted.collect();
+    let result = if policy.tees.contains(&tee) {
+        Ok(tee.to_string())
+    } else {
+        let accepted = accepted.join(", ");
+        Err(format!(
+            "the server runs on {tee}, the policy accepts {accepted}"
+        ))
+    };
+    table.decide(checks::TEE, RejectionCode::TeeNotAccepted, result);
+}
+
+/// Trust root, signatures and debug. The claims are there when signatures, chains and times hold.
+fn check_quote(
+    quote: &[u8],
+    collateral: &DcapCollateral,
+    root: Root,
+    policy: &Policy,
+    now: u64,
+    body: &Body,
+    table: &mut Table,
+) -> Option<QuoteClaims> {
+    let verify = |allow_debug| dcap::verify(quote, collateral, root, allow_debug, now);
+    let mut verified = verify(policy.allow_debug);
+    let debug_refused = matches!(&verified, Err(r) if r.code == RejectionCode::Debug);
+    if debug_refused {
+        // Only to fill in the rest of the table: the check below fails whatever comes of it.
+        verified = verify(true);
+    }
+    check_root(root, verified.as_ref().err(), policy, table);
+    let claims = match verified {
+        Ok(claims) if claims.earliest_expiration_date < now => {
+            let end = utc(claims.earliest_expiration_date);
+            let fact = format!("a part of the collateral ended at {end}");
+            table.fail(checks::QUOTE, RejectionCode::CollateralExpired, fact);
+            None
+        }
+        Ok(claims) => {
+            let end = utc(claims.earliest_expiration_date);
+            table.pass(
+                checks::QUOTE,
+                format!("signatures, chains, revocation and times hold; collateral until {end}"),
+            );
+            Some(claims)
+        }
+        Err(refused) => {
+            table.fail(checks::QUOTE, refused.code, refused.text);
+            None
+        }
+    };
+    let debug = match (body.debug || debug_refused, policy.allow_debug) {
+        (false, _) => Ok("off".to_owned()),
+        (true, true) if !debug_refused => {
+            Ok("ON, as the policy allows: the host can read everything".to_owned())
+        }
+        (true, _) => Err("debug is on: the host can read everything inside".to_owned()),
+    };
+    table.decide(checks::DEBUG, RejectionCode::Debug, debug);
+    claims
+}
+
+fn check_root(root: Root, refused: Option<&Refused>, policy: &Policy, table: &mut Table) {
+    let name = root.name();
+    let unknown = |r: &&Refused| r.code == RejectionCode::TrustRootUnknown;
+    if !policy.accepts_root(root) {
+        let (code, fact) = match root {
+            Root::Simulation => (
+                RejectionCode::TrustRootSimulation,
+                format!(
+                    "the evidence is simulated, its root is {name:?}; the policy accepts hardware"
+                ),
+            ),
+            Root::Intel => (
+                RejectionCode::TrustRootHardware,
+                format!(
+                    "the evidence is of hardware, its root is {name:?}; the policy accepts only the simulation"
+                ),
+            ),
+        };
+        table.fail(checks::TRUST_ROOT, code, fact);
+    } else if let Some(refused) = refused.filter(unknown) {
+        let fact = format!("the evidence does not lead to {name:?}: {}", refused.text);
+        table.fail(checks::TRUST_ROOT, refused.code, fact);
+    } else if refused.is_some() {
+        table.not_possible(checks::TRUST_ROOT, NOT_VERIFIED);
+    } else {
+        table.pass(checks::TRUST_ROOT, name);
+    }
+}
+
+/// Patch level, advisories and age of the evaluation. Answers when the first exception that was
+/// needed ends.
+fn check_tcb(claims: Option<&QuoteClaims>, policy: &Policy, now: u64, table: &mut Table) -> u64 {
+    let Some(claims) = claims else {
+        for name in [
+            checks::TCB_STATUS,
+            checks::TCB_ADVISORIES,
+            checks::TCB_EVALUATION,
+        ] {
+            table.not_possible(name, NOT_VERIFIED);
+        }
+        return 0;
+    };
+    let status = check_status(claims.tcb.status, policy, now, table);
+    let advisories = check_advisories(&advisories(claims), policy, now, table);
+    let number = claims.tcb.eval_data_number;
+    match policy.min_evaluation_number {
+        None => table.not_asked(
+            checks::TCB_EVALUATION,
+            format!("{number}; the policy names no minimum"),
+        ),
+        Some(minimum) => {
+            let fact =
+                format!("the collateral is of evaluation {number}, the policy asks for {minimum}");
+            let result = if number >= minimum {
+                Ok(number.to_string())
+            } else {
+                Err(fact)
+            };
+            table.decide(checks::TCB_EVALUATION, RejectionCode::TcbEvaluation, result);
+        }
+    }
+    status.min(advisories)
+}
+
+fn check_status(status: TcbStatus, policy: &Policy, now: u64, table: &mut Table) -> u64 {
+    if policy.allowed_statuses.contains(&status) {
+        table.pass(checks::TCB_STATUS, status.to_string());
+        return u64::MAX;
+    }
+    let until = excepted_until(&Excepted::Status(status), policy, now);
+    let result = match until {
+        Some(until) => Ok(format!("{status}, accepted until {}", utc(until))),
+        None => Err(format!(
+            "the platform is {status}, which the policy does not accept"
+        )),
+    };
+    table.decide(checks::TCB_STATUS, RejectionCode::TcbStatus, result);
+    until.unwrap_or(0)
+}
+
+fn check_advisories(ids: &[String], policy: &Policy, now: u64, table: &mut Table) -> u64 {
+    let until = |id: &String| excepted_until(&Excepted::Advisory(id.clone()), policy, now);
+    let open: Vec<_> = ids
+        .iter()
+        .filter(|id| until(id).is_none())
+        .cloned()
+        .collect();
+    let result = match (ids.is_empty(), open.is_empty()) {
+        (true, _) => Ok("none".to_owned()),
+        (false, true) => Ok(format!("{}, each accepted", ids.join(", "))),
+        (false, false) => Err(format!(
+            "{} without an exception in the policy",
+            open.join(", ")
+        )),
+    };
+    table.decide(checks::TCB_ADVISORIES, RejectionCode::TcbAdvisory, result);
+    ids.iter().filter_map(until).min().unwrap_or(u64::MAX)
+}
+
+fn excepted_until(of: &Excepted, policy: &Policy, now: u64) -> Option<u64> {
+    let matching = policy
+        .exceptions
+        .iter()
+        .filter(|e| e.of == *of && now < e.until);
+    matching.map(|exception| exception.until).max()
+}
+
+// The library's own list leaves out those of a TD's current level, which can differ from the level
+// it was launched with.
+fn advisories(claims: &QuoteClaims) -> Vec<String> {
+    let current = claims.platform.current_tcb_level.iter();
+    let current = current.flat_map(|level| &level.advisory_ids);
+    let mut ids: Vec<_> = claims
+        .tcb
+        .advisory_ids
+        .iter()
+        .chain(current)
+        .cloned()
+        .collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+fn check_measurements(body: &Body, policy: &Policy, table: &mut Table) {
+    for pin in policy.pins.iter().filter(|pin| pin.tee == body.tee) {
+        let found = body.measurements.iter().find(|(name, _)| *name == pin.name);
+        let Some((name, value)) = found else {
+            table.not_possible(pin.name, "the quote has no such measurement");
+            continue;
+        };
+        let code = match *name {
+            "mrsigner" | "isv_prod_id" | "isv_svn" => RejectionCode::SignerMismatch,
+            _ => RejectionCode::MeasurementMismatch,
+        };
+        let (holds, allowed) = match &pin.allowed {
+            Allowed::OneOf(values) => (values.contains(value), values.join(" or ")),
+            Allowed::AtLeast(least) => (
+                value.parse::<u16>().is_ok_and(|v| v >= *least),
+                format!("{least} or more"),
+            ),
+        };
+        let fact = format!("the server has {name} {value}, the policy allows {allowed}");
+        let result = if holds { Ok(value.clone()) } else { Err(fact) };
+        table.decide(pin.name, code, result);
+    }
+}
+
+fn check_claims(
+    encoded: &[u8],
+    report_data: Option<&[u8; 64]>,
+    table: &mut Table,
+) -> Option<Claims> {
+    let claims = match Claims::decode(encoded) {
+        Ok(claims) => {
+            table.pass(checks::CLAIMS, "they can be read");
+            Some(claims)
+        }
+        Err(error) => {
+            table.fail(
+                checks::CLAIMS,
+                RejectionCode::ClaimsMalformed,
+                error.to_string(),
+            );
+            None
+        }
+    };
+    match report_data {
+        None => table.not_possible(checks::REPORT_DATA, NOT_READ),
+        Some(signed) => {
+            let result = if ReportData::of_claims(encoded).as_bytes() == signed {
+                Ok("the quote was made for these claims".to_owned())
+            } else {
+                Err("the quote was not made for these claims".to_owned())
+            };
+            table.decide(
+                checks::REPORT_DATA,
+                RejectionCode::ReportDataMismatch,
+                result,
+            );
+        }
+    }
+    claims
+}
+
+fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &mut Table) {
+    match (binding.tls_spki_sha256, claims) {
+        (None, _) => table.not_asked(checks::TLS_KEY, "no connection to check"),
+        (Some(_), None) => table.not_possible(checks::TLS_KEY, NO_CLAIMS),
+        (Some(used), Some(claims)) => {
+            let claimed = claims.tls_spki_sha256;
+            let result = if used == claimed {
+                Ok("the connection ends at the key in the claims".to_owned())
+            } else {
+                let (used, claimed) = (hex::encode(used), hex::encode(claimed));
+                Err(format!(
+                    "the connection uses the key {used}, the claims name {claimed}"
+                ))
+            };
+            table.decide(checks::TLS_KEY, RejectionCode::TlsKeyMismatch, result);
+        }
+    }
+    match (binding.nonce, claims) {
+        (None, _) => table.not_asked(checks::NONCE, "none was sent"),
+        (Some(_), None) => table.not_possible(checks::NONCE, NO_CLAIMS),
+        (Some(sent), Some(claims)) => {
+            let result = if claims.nonce == Some(sent) {
+                Ok("the evidence was made for this request".to_owned())
+            } else {
+                Err("the claims do not carry the nonce that was sent".to_owned())
+            };
+            table.decide(checks::NONCE, RejectionCode::NonceMismatch, result);
+        }
+    }
+}
+
+fn check_validity(claims: Option<&Claims>, now: u64, table: &mut Table) {
+    use RejectionCode::{ClaimsExpired, ClaimsNotYetValid};
+    let Some(claims) = claims else {
+        return table.not_possible(checks::VALIDITY, NO_CLAIMS);
+    };
+    let at = utc(now);
+    let (code, fact) = match (claims.issued_at, claims.expires_at) {
+        (_, None) => (
+            ClaimsExpired,
+            "the claims do not say when they end".to_owned(),
+        ),
+        (None, _) => (
+            ClaimsNotYetValid,
+            "the claims do not say when they were made".to_owned(),
+        ),
+        (Some(made), _) if made > now.saturating_add(CLOCK_SKEW_SECONDS) => {
+            let made = utc(made);
+            (
+                ClaimsNotYetValid,
+                format!("the claims were made at {made}, it is {at}"),
+            )
+        }
+        (_, Some(end)) if end <= now => {
+            let end = utc(end);
+            (
+                ClaimsExpired,
+                format!("the claims ended at {end}, it is {at}"),
+            )
+        }
+        (_, Some(end)) => return table.pass(checks::VALIDITY, format!("until {}", utc(end))),
+    };
+    table.fail(checks::VALIDITY, code, fact);
+}
+
+fn check_config(claims: Option<&Claims>, policy: &Policy, table: &mut Table) {
+    let allowed = &policy.config_digests;
+    let claimed = claims.map(|claims| claims.config_digest);
+    let result = match (allowed.is_empty(), claimed) {
+        (true, None | Some(None)) => {
+            return table.not_asked(checks::CONFIG_DIGEST, "the policy names none");
+        }
+        (true, Some(Some(digest))) => {
+            return table.not_asked(
+                checks::CONFIG_DIGEST,
+                format!("{digest}; the policy names none"),
+            );
+        }
+        (false, None) => return table.not_possible(checks::CONFIG_DIGEST, NO_CLAIMS),
+        (false, Some(Some(digest))) if allowed.contains(&digest) => Ok(digest.to_string()),
+        (false, Some(found)) => {
+            let found = found.map_or("nothing".to_owned(), |digest| digest.to_string());
+            let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+            let allowed = allowed.join(" or ");
+            Err(format!(
+                "the server's configuration is {found}, the policy allows {allowed}"
+            ))
+        }
+    };
+    table.decide(checks::CONFIG_DIGEST, RejectionCode::ConfigMismatch, result);
+}
+
+fn no_verdict() -> Rejection {
+    Rejection::new(RejectionCode::AppraisalFailed, "the checks gave no verdict")
+}

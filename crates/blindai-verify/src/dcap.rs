@@ -1,0 +1,290 @@
+//! SGX and TDX quotes, through the crate `dcap-qvl`: what it refuses, in our codes.
+
+use blindai_core::{DcapCollateral, Tee, simulation};
+use dcap_qvl::configs::RustCryptoConfig;
+use dcap_qvl::quote::{Quote, Report};
+use dcap_qvl::verify::QuoteVerifier;
+use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+
+use crate::RejectionCode;
+
+/// Real quotes are under 16 KiB.
+const QUOTE_BYTES: usize = 128 * 1024;
+/// Real collateral is under 64 KiB; a revocation list may grow.
+const COLLATERAL_BYTES: usize = 1024 * 1024;
+/// No refusal of the library is longer; what it repeats of the evidence might be.
+const TEXT_CHARS: usize = 300;
+
+/// Where a chain of certificates ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Root {
+    Intel,
+    Simulation,
+}
+
+impl Root {
+    pub fn name(self) -> &'static str {
+        match self {
+            Root::Intel => "Intel SGX Root CA",
+            Root::Simulation => simulation::ROOT_NAME,
+        }
+    }
+}
+
+/// A refusal of the library.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub code: RejectionCode,
+    pub text: String,
+}
+
+/// Reads a quote. Nothing in it is verified.
+pub(crate) fn parse(quote: &[u8]) -> Result<Quote, Refused> {
+    if quote.len() > QUOTE_BYTES {
+        let text = format!("the quote is over {QUOTE_BYTES} bytes");
+        return Err(Refused {
+            code: RejectionCode::QuoteMalformed,
+            text,
+        });
+    }
+    Quote::parse(quote).map_err(|error| Refused {
+        code: RejectionCode::QuoteMalformed,
+        text: shorten(&format!("the bytes are not an SGX or TDX quote: {error:#}")),
+    })
+}
+
+/// The root that the quote's chain says it ends in. A hint: it chooses the root to verify against,
+/// and the verification proves or refutes it.
+pub(crate) fn claimed_root(quote: &Quote, collateral: &DcapCollateral) -> Root {
+    // The library, too, takes the collateral's chain before the quote's.
+    let pem = match &collateral.pck_certificate_chain {
+        Some(chain) if chain.len() <= COLLATERAL_BYTES => chain.as_bytes(),
+        _ => quote.inner_cert_data(),
+    };
+    let simulated = || {
+        let root = Certificate::from_der(simulation::ROOT_CERTIFICATE_DER).ok()?;
+        let name = root.tbs_certificate().subject();
+        let chain = Certificate::load_pem_chain(trim_zeros(pem)).ok()?;
+        let names_it = |c: &Certificate| c.tbs_certificate().issuer() == name;
+        chain.iter().any(names_it).then_some(())
+    };
+    match simulated() {
+        Some(()) => Root::Simulation,
+        None => Root::Intel,
+    }
+}
+
+/// Verifies signatures, chains, revocation, times and the TCB level, against one root.
+///
+/// The policy's own decisions come after; the library's policy gets none of them.
+pub(crate) fn verify(
+    quote: &[u8],
+    collateral: &DcapCollateral,
+    root: Root,
+    allow_debug: bool,
+    now: u64,
+) -> Result<QuoteClaims, Refused> {
+    let collateral = to_library(collateral)?;
+    let verifier = match root {
+        Root::Intel => QuoteVerifier::new_prod().with_config::<RustCryptoConfig>(),
+        Root::Simulation => QuoteVerifier::<RustCryptoConfig>::new_with_config(
+            simulation::ROOT_CERTIFICATE_DER.to_vec(),
+        ),
+    };
+    verifier
+        .allow_debug(allow_debug)
+        .verify_with_policy(quote, collateral, now, &QuotePolicy::claims_only(now))
+        .map_err(|error| refused(&format!("{error:#}")))
+}
+
+/// The kind of TEE, its measurements in reading order, its report data, and whether it can be read
+/// with a debugger.
+pub(crate) struct Body {
+    pub tee: Tee,
+    pub measurements: Vec<(&'static str, String)>,
+    pub report_data: [u8; 64],
+    pub debug: bool,
+}
+
+impl From<&Report> for Body {
+    fn from(report: &Report) -> Self {
+        let td = match report {
+            Report::SgxEnclave(enclave) => return sgx_body(enclave),
+            Report::TD10(td) => td,
+            Report::TD15(td) => &td.base,
+            Report::TD15Ex(td) => &td.base.base,
+        };
+        let measurements = [
+            ("mrtd", td.mr_td),
+            ("rtmr0", td.rt_mr0),
+            ("rtmr1", td.rt_mr1),
+            ("rtmr2", td.rt_mr2),
+            ("rtmr3", td.rt_mr3),
+        ];
+        Self {
+            tee: Tee::Tdx,
+            measurements: measurements.map(|(n, v)| (n, hex::encode(v))).to_vec(),
+            report_data: td.report_data,
+            // The whole group "TD under debug": debug, and profiling, which leaks as well.
+            debug: td.td_attributes[0] != 0,
+        }
+    }
+}
+
+fn sgx_body(enclave: &dcap_qvl::verify::EnclaveReport) -> Body {
+    const ATTRIBUTE_DEBUG: u8 = 0x02;
+    Body {
+        tee: Tee::Sgx,
+        measurements: vec![
+            ("mrenclave", hex::encode(enclave.mr_enclave)),
+            ("mrsigner", hex::encode(enclave.mr_signer)),
+            ("isv_prod_id", enclave.isv_prod_id.to_string()),
+            ("isv_svn", enclave.isv_svn.to_string()),
+        ],
+        report_data: enclave.report_data,
+        debug: enclave.attributes[0] & ATTRIBUTE_DEBUG != 0,
+    }
+}
+
+fn to_library(c: &DcapCollateral) -> Result<QuoteCollateralV3, Refused> {
+    let chain = c.pck_certificate_chain.as_ref();
+    let texts = [
+        &c.pck_crl_issuer_chain,
+        &c.tcb_info_issuer_chain,
+        &c.tcb_info,
+        &c.qe_identity_issuer_chain,
+        &c.qe_identity,
+    ];
+    let binaries = [
+        &c.root_ca_crl,
+        &c.pck_crl,
+        &c.tcb_info_signature,
+        &c.qe_identity_signature,
+    ];
+    let length = texts.iter().map(|t| t.len()).sum::<usize>()
+        + binaries.iter().map(|b| b.len()).sum::<usize>()
+        + chain.map_or(0, |chain| chain.len());
+    if length > COLLATERAL_BYTES {
+        return Err(Refused {
+            code: RejectionCode::CollateralMalformed,
+            text: format!("the collateral is over {COLLATERAL_BYTES} bytes"),
+        });
+    }
+    Ok(QuoteCollateralV3 {
+        pck_crl_issuer_chain: c.pck_crl_issuer_chain.clone(),
+        root_ca_crl: c.root_ca_crl.clone(),
+        pck_crl: c.pck_crl.clone(),
+        tcb_info_issuer_chain: c.tcb_info_issuer_chain.clone(),
+        tcb_info: c.tcb_info.clone(),
+        tcb_info_signature: c.tcb_info_signature.clone(),
+        qe_identity_issuer_chain: c.qe_identity_issuer_chain.clone(),
+        qe_identity: c.qe_identity.clone(),
+        qe_identity_signature: c.qe_identity_signature.clone(),
+        pck_certificate_chain: c.pck_certificate_chain.clone(),
+    })
+}
+
+// Some quoting enclaves end the chain with a NUL, as C does.
+fn trim_zeros(pem: &[u8]) -> &[u8] {
+    let end = pem.iter().rposition(|byte| *byte != 0);
+    &pem[..end.map_or(0, |last| last + 1)]
+}
+
+fn refused(text: &str) -> Refused {
+    let known = REFUSALS.iter().find(|(words, _)| text.contains(words));
+    Refused {
+        code: known.map_or(RejectionCode::AppraisalFailed, |(_, code)| *code),
+        text: shorten(text),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    let printable = text.chars().filter(|c| !c.is_control());
+    printable.take(TEXT_CHARS).collect()
+}
+
+/// The library refuses with texts. The first line whose words stand in the text gives the code; an
+/// unknown text is a refusal all the same.
+const REFUSALS: &[(&str, RejectionCode)] = {
+    use RejectionCode as Code;
+    &[
+        // Before the lines on debug and on the collateral, whose words these texts contain too.
+        ("QE report validation failed", Code::QuotingEnclave),
+        ("CertRevoked", Code::CertificateRevoked),
+        ("CrlExpired", Code::CrlExpired),
+        ("CertExpired", Code::CertificateExpired),
+        ("CertNotValidYet", Code::CertificateNotYetValid),
+        ("UnknownIssuer", Code::TrustRootUnknown),
+        // The first signature that the root's key checks.
+        (
+            "root CA CRL: InvalidCrlSignatureForPublicKey",
+            Code::TrustRootUnknown,
+        ),
+        (
+            "root CA CRL: InvalidSignatureForPublicKey",
+            Code::TrustRootUnknown,
+        ),
+        ("issue date is in the future", Code::CollateralNotYetValid),
+        ("TCBInfo expired", Code::CollateralExpired),
+        ("QE Identity expired", Code::CollateralExpired),
+        ("invalid for tcb_info", Code::CollateralSignature),
+        ("invalid for qe_identity", Code::CollateralSignature),
+        ("Invalid key length", Code::CollateralSignature),
+        ("invalid for qe_report", Code::QuoteSignature),
+        ("QE report hash mismatch", Code::QuoteSignature),
+        ("Invalid QE auth data length", Code::QuoteSignature),
+        (
+            "ISV enclave report signature is invalid",
+            Code::QuoteSignature,
+        ),
+        ("QE MRSIGNER mismatch", Code::QuotingEnclave),
+        ("QE ISVPRODID mismatch", Code::QuotingEnclave),
+        ("QE MISCSELECT mismatch", Code::QuotingEnclave),
+        ("QE ATTRIBUTES mismatch", Code::QuotingEnclave),
+        ("QE ISVSVN", Code::QuotingEnclave),
+        ("Fmspc mismatch", Code::CollateralMismatch),
+        ("TCB info in the collateral", Code::CollateralMismatch),
+        (
+            "Unsupported QE Identity id/version",
+            Code::CollateralMismatch,
+        ),
+        ("No matching TCB level found", Code::TcbUnknown),
+        ("TCB status is invalid: Revoked", Code::TcbRevoked),
+        ("Debug mode is enabled", Code::Debug),
+        ("TD profiling is enabled", Code::Debug),
+        ("SEPT_VE_DISABLE is not enabled", Code::TdAttributes),
+        ("TD migration is enabled", Code::TdAttributes),
+        ("SERVTD_EXT is enabled", Code::TdAttributes),
+        ("Invalid MR service TD", Code::TdAttributes),
+        ("Reserved bits in TD attributes", Code::TdAttributes),
+        ("TDX module", Code::TdxModule),
+        ("tdxModule", Code::TdxModule),
+        ("Unsupported DCAP", Code::QuoteUnsupported),
+        ("quote must have version", Code::QuoteUnsupported),
+        ("Unknown QE vendor ID", Code::QuoteUnsupported),
+        ("Unsupported TEE type", Code::QuoteUnsupported),
+        ("Failed to decode quote", Code::QuoteMalformed),
+        ("Failed to decode TcbInfo", Code::CollateralMalformed),
+        ("Failed to decode QeIdentity", Code::CollateralMalformed),
+        ("Failed to parse TCB Info", Code::CollateralMalformed),
+        ("Failed to parse QE Identity", Code::CollateralMalformed),
+        ("Failed to parse root CA CRL", Code::CollateralMalformed),
+        ("Failed to parse PCK CRL", Code::CollateralMalformed),
+        ("too short for", Code::CollateralMalformed),
+        (
+            "No TCB levels found in QE Identity",
+            Code::CollateralMalformed,
+        ),
+        ("Unrecognized TCB status", Code::CollateralMalformed),
+        ("Failed to verify certificate chain", Code::ChainInvalid),
+        ("Too many intermediate certificates", Code::ChainInvalid),
+        ("must be issued directly by the root CA", Code::ChainInvalid),
+        ("Certificate chain is too short", Code::ChainInvalid),
+        ("Failed to extract PCK certificates", Code::ChainInvalid),
+        ("Failed to parse PCK certificate", Code::ChainInvalid),
+        ("Failed to parse certs", Code::ChainInvalid),
+        ("Intel extension", Code::ChainInvalid),
+    ]
+};

@@ -1,0 +1,570 @@
+use std::cell::RefCell;
+use std::fmt;
+
+use blindai_core::{Digest, Tee};
+use chrono::{NaiveDate, NaiveTime};
+use dcap_qvl::TcbStatus;
+use toml::{Table, Value};
+
+use crate::dcap::Root;
+
+/// What a verifier accepts. The [crate documentation](crate#the-policy-file) shows the file.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub(crate) tees: Vec<Tee>,
+    pub(crate) intel_root: bool,
+    pub(crate) simulation_root: bool,
+    pub(crate) pins: Vec<Pin>,
+    pub(crate) allowed_statuses: Vec<TcbStatus>,
+    pub(crate) exceptions: Vec<Exception>,
+    pub(crate) min_evaluation_number: Option<u32>,
+    pub(crate) config_digests: Vec<Digest>,
+    pub(crate) allow_debug: bool,
+}
+
+impl Policy {
+    /// Compiles a policy file.
+    ///
+    /// # Errors
+    /// All mistakes at once: unknown keys, malformed values, and a policy that would let code run
+    /// that nobody named: without a TEE, or for a TEE without a measurement or signer.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        let table = text.parse::<Table>().map_err(|error| PolicyError {
+            problems: vec![format!("not TOML: {}", error.message())],
+        })?;
+        let problems = RefCell::default();
+        let policy = read_policy(Section {
+            path: String::new(),
+            table,
+            problems: &problems,
+        });
+        let problems = problems.into_inner();
+        if problems.is_empty() {
+            Ok(policy)
+        } else {
+            Err(PolicyError { problems })
+        }
+    }
+
+    /// The way to policies that protect nothing. For tests and demonstrations.
+    pub fn dangerous() -> DangerousPolicy {
+        DangerousPolicy(())
+    }
+
+    /// Accepts the simulation root as well. The pins hold for simulated evidence too, but they
+    /// protect nothing: anybody can sign with the simulation's key.
+    #[must_use]
+    pub fn dangerous_accept_simulation(mut self) -> Self {
+        self.simulation_root = true;
+        self
+    }
+
+    /// Whether simulated evidence would pass.
+    pub fn accepts_simulation(&self) -> bool {
+        self.simulation_root
+    }
+
+    pub(crate) fn accepts_root(&self, root: Root) -> bool {
+        match root {
+            Root::Intel => self.intel_root,
+            Root::Simulation => self.simulation_root,
+        }
+    }
+}
+
+/// See [`Policy::dangerous`].
+#[derive(Debug)]
+pub struct DangerousPolicy(());
+
+impl DangerousPolicy {
+    /// A policy that accepts any code under the simulation root, and nothing else: evidence of
+    /// hardware is refused, because the policy names no measurement to hold it to.
+    pub fn accept_simulation(self) -> Policy {
+        Policy {
+            tees: vec![Tee::Sgx, Tee::Tdx],
+            intel_root: false,
+            simulation_root: true,
+            pins: Vec::new(),
+            allowed_statuses: vec![TcbStatus::UpToDate],
+            exceptions: Vec::new(),
+            min_evaluation_number: None,
+            config_digests: Vec::new(),
+            allow_debug: false,
+        }
+    }
+}
+
+/// Every reason why a policy does not compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyError {
+    problems: Vec<String>,
+}
+
+impl PolicyError {
+    /// Each mistake, naming its key.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the policy is refused: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
+/// What one measurement of one kind of TEE may be.
+#[derive(Clone, Debug)]
+pub(crate) struct Pin {
+    pub tee: Tee,
+    pub name: &'static str,
+    pub allowed: Allowed,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Allowed {
+    /// One of these texts, hexadecimal and lower case.
+    OneOf(Vec<String>),
+    AtLeast(u16),
+}
+
+/// What is accepted until a time although it is not up to date.
+#[derive(Clone, Debug)]
+pub(crate) struct Exception {
+    pub of: Excepted,
+    /// Seconds since 1970; from then on it no longer holds.
+    pub until: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Excepted {
+    Advisory(String),
+    Status(TcbStatus),
+}
+
+fn read_policy(mut top: Section<'_>) -> Policy {
+    let tees = read_tees(&mut top);
+    let mut pins = Vec::new();
+    for (tee, read) in [
+        (Tee::Sgx, read_sgx as fn(Section<'_>) -> Vec<Pin>),
+        (Tee::Tdx, read_tdx),
+    ] {
+        match (top.section(tee.as_str()), tees.contains(&tee)) {
+            (Some(section), named) => {
+                pins.extend(read(section));
+                if !named {
+                    top.problem(tee.as_str(), "stands there, but \"tee\" does not name it");
+                }
+            }
+            (None, true) => top.problem(tee.as_str(), "is missing, so any code would pass"),
+            (None, false) => {}
+        }
+    }
+    let (allowed_statuses, exceptions, min_evaluation_number) = read_tcb(&mut top);
+    let policy = Policy {
+        tees,
+        intel_root: true,
+        simulation_root: false,
+        pins,
+        allowed_statuses,
+        exceptions,
+        min_evaluation_number,
+        config_digests: top
+            .parsed("config_digest", "a list of digests, sha256:<64 hex>", |d| {
+                d.parse().ok()
+            })
+            .unwrap_or_default(),
+        allow_debug: top.boolean("dangerous_allow_debug"),
+    };
+    top.finish();
+    policy
+}
+
+fn read_tees(top: &mut Section<'_>) -> Vec<Tee> {
+    let mut tees = Vec::new();
+    for name in top.strings("tee").unwrap_or_default() {
+        match [Tee::Sgx, Tee::Tdx].iter().find(|tee| tee.as_str() == name) {
+            Some(tee) => tees.push(*tee),
+            None => top.problem("tee", &format!("knows \"sgx\" and \"tdx\", not {name:?}")),
+        }
+    }
+    if tees.is_empty() {
+        top.problem("tee", "names no kind of TEE, so nothing could ever pass");
+    }
+    tees
+}
+
+// A signer alone would let every product and every old,
+// vulnerable version of that signer pass.
+fn read_sgx(mut section: Section<'_>) -> Vec<Pin> {
+    let enclaves = section.hex("mrenclave", 32);
+    let signers = section.hex("mrsigner", 32);
+    let product: Option<u16> = section.integer("isv_prod_id");
+    let version: Option<u16> = section.integer("min_isv_svn");
+    if enclaves.is_none() && signers.is_none() {
+        section.problem("", "names neither mrenclave nor mrsigner");
+    } else if enclaves.is_none() && (product.is_none() || version.is_none()) {
+        section.problem("mrsigner", "needs isv_prod_id and min_isv_svn beside it");
+    }
+    section.finish();
+    let pin = |name, allowed| Pin {
+        tee: Tee::Sgx,
+        name,
+        allowed,
+    };
+    let product = product.map(|id| vec![id.to_string()]);
+    [
+        ("mrenclave", enclaves.map(Allowed::OneOf)),
+        ("mrsigner", signers.map(Allowed::OneOf)),
+        ("isv_prod_id", product.map(Allowed::OneOf)),
+        ("isv_svn", version.map(Allowed::AtLeast)),
+    ]
+    .into_iter()
+    .filter_map(|(name, allowed)| Some(pin(name, allowed?)))
+    .collect()
+}
+
+// MRTD measures the virtual firmware only. Whoever starts the TD chooses kernel and initial disk,
+// which RTMR1 and RTMR2 measure: without them any kernel would pass.
+fn read_tdx(mut section: Section<'_>) -> Vec<Pin> {
+    let mut pins = Vec::new();
+    for name in ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"] {
+        match section.hex(name, 48) {
+            Some(values) => pins.push(Pin {
+                tee: Tee::Tdx,
+                name,
+                allowed: Allowed::OneOf(values),
+            }),
+            None if matches!(name, "mrtd" | "rtmr1" | "rtmr2") => section.problem(
+                name,
+                "is missing; mrtd, rtmr1 and rtmr2 together measure firmware, kernel and initial disk",
+            ),
+            None => {}
+        }
+    }
+    section.finish();
+    pins
+}
+
+fn read_tcb(top: &mut Section<'_>) -> (Vec<TcbStatus>, Vec<Exception>, Option<u32>) {
+    let mut allowed = vec![TcbStatus::UpToDate];
+    let Some(mut section) = top.section("tcb") else {
+        return (allowed, Vec::new(), None);
+    };
+    if let Some(names) = section.strings("allowed") {
+        let status = |name: String| section.status("allowed", &name);
+        allowed = names.into_iter().filter_map(status).collect();
+    }
+    let minimum = section.integer("min_evaluation_number");
+    let mut exceptions = Vec::new();
+    for entry in section.sections("exceptions") {
+        exceptions.extend(read_exception(entry));
+    }
+    section.finish();
+    (allowed, exceptions, minimum)
+}
+
+fn read_exception(mut entry: Section<'_>) -> Option<Exception> {
+    let until = match entry.string("until") {
+        Some(date) => end_of_day(&date).or_else(|| {
+            entry.problem("until", "is a date written \"2026-12-31\"");
+            None
+        }),
+        None => {
+            entry.problem("until", "is missing; no exception lasts for ever");
+            None
+        }
+    };
+    let of = match (entry.string("advisory"), entry.string("status")) {
+        (Some(advisory), None) => Some(Excepted::Advisory(advisory)),
+        (None, Some(name)) => entry.status("status", &name).map(Excepted::Status),
+        _ => {
+            entry.problem("", "names one of advisory and status");
+            None
+        }
+    };
+    entry.finish();
+    Some(Exception {
+        of: of?,
+        until: until?,
+    })
+}
+
+// "Until" includes the day, in UTC.
+fn end_of_day(date: &str) -> Option<u64> {
+    let day = NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
+    let next = day.succ_opt()?.and_time(NaiveTime::MIN);
+    next.and_utc().timestamp().try_into().ok()
+}
+
+/// A table of the file. What is not taken from it by the end is unknown.
+struct Section<'a> {
+    path: String,
+    table: Table,
+    problems: &'a RefCell<Vec<String>>,
+}
+
+impl<'a> Section<'a> {
+    fn finish(self) {
+        for key in self.table.keys() {
+            self.problem(key, "is not a known key");
+        }
+    }
+
+    fn problem(&self, key: &str, what: &str) {
+        let problem = format!("{} {what}", join(&self.path, key));
+        self.problems.borrow_mut().push(problem);
+    }
+
+    /// Takes the value of a key when it has the wanted form; notes the problem when it does not.
+    fn take<T>(&mut self, key: &str, form: &str, read: impl Fn(Value) -> Option<T>) -> Option<T> {
+        let taken = read(self.table.remove(key)?);
+        if taken.is_none() {
+            self.problem(key, &format!("is {form}"));
+        }
+        taken
+    }
+
+    fn section(&mut self, key: &str) -> Option<Section<'a>> {
+        let table = self.take(key, "a table", |value| match value {
+            Value::Table(table) => Some(table),
+            _ => None,
+        })?;
+        Some(self.child(key.to_owned(), table))
+    }
+
+    fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
+        let tables = self.take(key, "a list of tables", |value| {
+            let table = |value| match value {
+                Value::Table(table) => Some(table),
+                _ => None,
+            };
+            list(value)?
+                .into_iter()
+                .map(table)
+                .collect::<Option<Vec<_>>>()
+        });
+        let tables = tables.unwrap_or_default().into_iter().enumerate();
+        let child = |(i, table)| self.child(format!("{key}[{i}]"), table);
+        tables.map(child).collect()
+    }
+
+    fn child(&self, key: String, table: Table) -> Section<'a> {
+        Section {
+            path: join(&self.path, &key),
+            table,
+            problems: self.problems,
+        }
+    }
+
+    fn string(&mut self, key: &str) -> Option<String> {
+        self.take(key, "a text", text)
+    }
+
+    fn strings(&mut self, key: &str) -> Option<Vec<String>> {
+        self.parsed(key, "a list of texts", Some)
+    }
+
+    fn boolean(&mut self, key: &str) -> bool {
+        let taken = self.take(key, "true or false", |value| value.as_bool());
+        taken.unwrap_or(false)
+    }
+
+    fn integer<T: TryFrom<i64>>(&mut self, key: &str) -> Option<T> {
+        self.take(key, "a number in range", |value| {
+            T::try_from(value.as_integer()?).ok()
+        })
+    }
+
+    /// A list of hexadecimal texts of so many bytes, in lower case. An empty list allows nothing
+    /// and is a mistake, not the absence of a pin.
+    fn hex(&mut self, key: &str, bytes: usize) -> Option<Vec<String>> {
+        let form = format!("a list of texts of {} hexadecimal digits", bytes * 2);
+        self.parsed(key, &form, |text: String| {
+            let valid = hex::decode(&text).is_ok_and(|value| value.len() == bytes);
+            valid.then(|| text.to_lowercase())
+        })
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &str,
+        form: &str,
+        parse: impl Fn(String) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        self.take(key, form, |value| {
+            let values = list(value)?.into_iter().map(|value| parse(text(value)?));
+            let values = values.collect::<Option<Vec<_>>>()?;
+            (!values.is_empty()).then_some(values)
+        })
+    }
+
+    fn status(&self, key: &str, name: &str) -> Option<TcbStatus> {
+        let status = STATUSES.iter().find(|status| status.to_string() == name);
+        if status.is_none() {
+            self.problem(
+                key,
+                &format!("knows no status {name:?} that may be accepted"),
+            );
+        }
+        status.copied()
+    }
+}
+
+fn list(value: Value) -> Option<Vec<Value>> {
+    match value {
+        Value::Array(values) => Some(values),
+        _ => None,
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    match (path, key) {
+        ("", key) => key.to_owned(),
+        (path, "") => path.to_owned(),
+        (path, key) => format!("{path}.{key}"),
+    }
+}
+
+/// All but `Revoked`: its keys are public knowledge, and no policy can change that.
+const STATUSES: &[TcbStatus] = &[
+    TcbStatus::UpToDate,
+    TcbStatus::SWHardeningNeeded,
+    TcbStatus::ConfigurationNeeded,
+    TcbStatus::ConfigurationAndSWHardeningNeeded,
+    TcbStatus::OutOfDate,
+    TcbStatus::OutOfDateConfigurationNeeded,
+    TcbStatus::TDRelaunchAdvised,
+    TcbStatus::TDRelaunchAdvisedConfigurationNeeded,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        Policy::from_toml(text).unwrap_err().problems
+    }
+
+    fn hex(byte: &str, bytes: usize) -> String {
+        format!("[\"{}\"]", byte.repeat(bytes))
+    }
+
+    fn sgx(rest: &str) -> String {
+        let enclave = hex("aA", 32);
+        format!("tee = [\"sgx\"]\n{rest}\n[sgx]\nmrenclave = {enclave}\n")
+    }
+
+    #[test]
+    fn an_empty_policy_is_refused() {
+        assert_eq!(problems("").len(), 1);
+        assert_eq!(problems("tee = []").len(), 2);
+    }
+
+    #[test]
+    fn a_policy_that_would_let_any_code_run_is_refused() {
+        let signer = hex("aa", 32);
+        let mrtd = hex("bb", 48);
+        for (text, word) in [
+            ("tee = [\"sgx\"]".to_owned(), "sgx is missing"),
+            ("tee = [\"sgx\"]\n[sgx]".to_owned(), "mrenclave"),
+            (
+                "tee = [\"sgx\"]\n[sgx]\nmin_isv_svn = 1".to_owned(),
+                "mrenclave",
+            ),
+            (
+                "tee = [\"sgx\"]\n[sgx]\nmrenclave = []".to_owned(),
+                "mrenclave",
+            ),
+            (
+                format!("tee = [\"sgx\"]\n[sgx]\nmrsigner = {signer}"),
+                "isv_prod_id",
+            ),
+            (
+                format!("tee = [\"tdx\"]\n[tdx]\nmrtd = {mrtd}"),
+                "tdx.rtmr1",
+            ),
+        ] {
+            let problems = problems(&text).join("; ");
+            assert!(problems.contains(word), "{text}: {problems}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let text = r#"
+            tee = ["sgx", "sev"]
+            colour = 1
+            dangerous_allow_debug = "yes"
+            config_digest = ["sha256:00"]
+            [sgx]
+            mrenclave = ["aa"]
+            [tdx]
+            size = 1
+            [tcb]
+            allowed = ["Revoked"]
+            min_evaluation_number = -1
+            [[tcb.exceptions]]
+            advisory = "INTEL-SA-00615"
+            [[tcb.exceptions]]
+            until = "2026-02-30"
+        "#;
+        let problems = problems(text).join("\n");
+        for word in [
+            "\"sev\"",
+            "colour is not a known key",
+            "dangerous_allow_debug is",
+            "config_digest is",
+            "sgx.mrenclave is",
+            "tdx.size is not a known key",
+            "tdx stands there",
+            "\"Revoked\"",
+            "tcb.min_evaluation_number is",
+            "tcb.exceptions[0].until is missing",
+            "tcb.exceptions[1].until is",
+            "tcb.exceptions[1] names one",
+        ] {
+            assert!(problems.contains(word), "{word}:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_strict() {
+        let policy = Policy::from_toml(&sgx("")).unwrap();
+        assert!(policy.accepts_root(Root::Intel));
+        assert!(!policy.accepts_root(Root::Simulation));
+        assert!(!policy.allow_debug);
+        assert_eq!(policy.allowed_statuses, [TcbStatus::UpToDate]);
+        assert!(policy.exceptions.is_empty());
+        let [pin] = policy.pins.as_slice() else {
+            panic!("one pin")
+        };
+        assert!(matches!(&pin.allowed, Allowed::OneOf(v) if *v == ["aa".repeat(32)]));
+    }
+
+    #[test]
+    fn simulation_is_only_accepted_by_name() {
+        let any = Policy::dangerous().accept_simulation();
+        assert!(any.accepts_root(Root::Simulation) && !any.accepts_root(Root::Intel));
+        let policy = Policy::from_toml(&sgx("")).unwrap();
+        let both = policy.dangerous_accept_simulation();
+        assert!(both.accepts_root(Root::Simulation) && both.accepts_root(Root::Intel));
+        assert_eq!(problems(&sgx("simulation = true")).len(), 1);
+    }
+
+    #[test]
+    fn an_exception_lasts_to_the_end_of_its_day() {
+        assert_eq!(end_of_day("1970-01-01"), Some(86_400));
+        assert_eq!(end_of_day("2026-12-31"), Some(1_798_761_600));
+        assert_eq!(end_of_day("1969-12-30"), None);
+    }
+}
