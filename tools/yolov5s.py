@@ -1,9 +1,9 @@
 """YOLOv5s as an ONNX graph, written from the published architecture, with seeded random weights.
 
 The shape of the network (CSP blocks "C3", fast spatial pyramid pooling "SPPF", a path aggregation
-neck and three detection heads with anchors) is that of version 6, as it is after export: batch norms
-folded into the convolutions, SiLU as `x * sigmoid(x)`, boxes decoded inside the graph. Weights are
-drawn so that the activations keep their size from layer to layer.
+neck and three detection heads with anchors) is that of version 6, as it is after export: batch
+norms folded into the convolutions, SiLU as `x * sigmoid(x)`, boxes decoded inside the graph.
+Weights are drawn so that the activations keep their size from layer to layer.
 
 Needs numpy and onnx.
 """
@@ -92,11 +92,13 @@ class Net:
         gate = self.node("Sigmoid", [x.name])
         return Maps(self.node("Mul", [x.name, gate]), channels)
 
-    def bare_conv(self, x: Maps, channels: int, size: int, stride: int, padding: int) -> Maps:
+    def bare_conv(
+        self, x: Maps, channels: int, size: int, stride: int, padding: int, gain: float = 1
+    ) -> Maps:
         """A convolution with bias."""
         shape = (channels, x.channels, size, size)
         # SiLU passes about 0.36 of the power of a normal input: this gain gives it back.
-        spread = np.sqrt(1 / (0.36 * x.channels * size * size))
+        spread = gain * np.sqrt(1 / (0.36 * x.channels * size * size))
         weight = self.constant(self.random.standard_normal(shape) * spread)
         bias = self.constant(self.random.standard_normal(channels) * 0.1)
         out = self.node(
@@ -151,7 +153,8 @@ class Net:
     def detect(self, x: Maps, stride: int) -> str:
         """The boxes of one scale, decoded to pixels: [1, 3 * cells, 5 + classes]."""
         cells, fields = SIZE // stride, 5 + CLASSES
-        x = self.bare_conv(x, 3 * fields, 1, 1, 0)
+        # Scores that are all 0 or 1 would hide differences.
+        x = self.bare_conv(x, 3 * fields, 1, 1, 0, gain=0.05)
         split = self.constant([1, 3, fields, cells, cells], np.int64)
         y = self.node("Reshape", [x.name, split])
         y = self.node("Transpose", [y], perm=[0, 1, 3, 4, 2])
