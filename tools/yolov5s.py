@@ -97,8 +97,8 @@ class Net:
     ) -> Maps:
         """A convolution with bias."""
         shape = (channels, x.channels, size, size)
-        # SiLU passes about 0.36 of the power of a normal input: this gain gives it back.
-        spread = gain * np.sqrt(1 / (0.36 * x.channels * size * size))
+        # SiLU passes about half of the power: this spread gives it back.
+        spread = gain * np.sqrt(2 / (x.channels * size * size))
         weight = self.constant(self.random.standard_normal(shape) * spread)
         bias = self.constant(self.random.standard_normal(channels) * 0.1)
         out = self.node(
@@ -153,8 +153,8 @@ class Net:
     def detect(self, x: Maps, stride: int) -> str:
         """The boxes of one scale, decoded to pixels: [1, 3 * cells, 5 + classes]."""
         cells, fields = SIZE // stride, 5 + CLASSES
-        # Scores that are all 0 or 1 would hide differences.
-        x = self.bare_conv(x, 3 * fields, 1, 1, 0, gain=0.05)
+        # Scores should spread, but those that are all 0 or 1 would hide differences.
+        x = self.bare_conv(x, 3 * fields, 1, 1, 0, gain=4)
         split = self.constant([1, 3, fields, cells, cells], np.int64)
         y = self.node("Reshape", [x.name, split])
         y = self.node("Transpose", [y], perm=[0, 1, 3, 4, 2])

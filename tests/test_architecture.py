@@ -1,0 +1,47 @@
+"""The direction of dependency between the crates is a security property."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ALLOWED = {
+    "blindai-core": set(),
+    "blindai-tee": {"blindai-core"},
+    "blindai-verify": {"blindai-core"},
+    "blindai-engine": {"blindai-core"},
+    "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine"},
+    "blindai-client": {"blindai-core", "blindai-verify"},
+}
+
+
+def test_crates_depend_in_one_direction() -> None:
+    command = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--locked"]
+    metadata = json.loads(subprocess.check_output(command, cwd=ROOT))
+    seen = {}
+    for package in metadata["packages"]:
+        seen[package["name"]] = {
+            dependency["name"]
+            for dependency in package["dependencies"]
+            if dependency["name"].startswith("blindai-") and dependency["kind"] is None
+        }
+    for crate, allowed in ALLOWED.items():
+        assert seen[crate] <= allowed, f"{crate} depends on {seen[crate] - allowed}"
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    source = (ROOT / "crates/blindai-server/src/config.rs").read_text()
+    documented = set(
+        re.findall(r"^\| `([a-z_.]+)`", (ROOT / "docs/configuration.md").read_text(), re.M)
+    )
+    keys = set()
+    for section, body in re.findall(r'section\("(\w+)", \|s\| (.*?)\}\)', source, re.S):
+        keys |= {f"{section}.{key}" for key in re.findall(r's\.\w+\(\s*"(\w+)"', body)}
+    limits = source[source.index("impl Limits") : source.index("impl Default for Config")]
+    keys |= {f"limits.{key}" for key in re.findall(r's\.\w+\(\s*"(\w+)"', limits)}
+    assert len(keys) > 20
+    assert keys == documented
