@@ -63,21 +63,21 @@ impl Pki {
         this_update: OffsetDateTime,
         next_update: OffsetDateTime,
     ) -> Result<RevocationLists, TeeError> {
-        let params = CertificateRevocationListParams {
-            this_update,
-            next_update,
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: Vec::new(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let of = |issuer| -> Result<Vec<u8>, TeeError> {
+        let of = |issuer, key_identifier_method| -> Result<Vec<u8>, TeeError> {
+            let params = CertificateRevocationListParams {
+                this_update,
+                next_update,
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method,
+            };
             let crl = params.signed_by(issuer).map_err(cannot_certify)?;
             Ok(crl.der().to_vec())
         };
         Ok(RevocationLists {
-            root: of(&self.root)?,
-            platform_ca: of(&self.platform_ca)?,
+            root: of(&self.root, root_key_id())?,
+            platform_ca: of(&self.platform_ca, KeyIdMethod::Sha256)?,
         })
     }
 }
@@ -127,7 +127,12 @@ fn root() -> Result<Issuer<'static, KeyPair>, TeeError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(ROOT_NAME);
     params.key_usages = CA_USAGES.to_vec();
+    params.key_identifier_method = root_key_id();
     Ok(Issuer::new(params, key.map_err(cannot_certify)?))
+}
+
+fn root_key_id() -> KeyIdMethod {
+    KeyIdMethod::PreSpecified(ROOT_KEY_ID.to_vec())
 }
 
 fn ca_params() -> CertificateParams {
@@ -245,8 +250,34 @@ fn cannot_sign() -> TeeError {
 pub(super) const CPU_SVN: [u8; 16] = [3, 3, 2, 2, 4, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0];
 pub(super) const PCE_SVN: u16 = 13;
 pub(super) const PCE_ID: [u8; 2] = [0, 0];
+/// The subject key identifier in the root's certificate. Whatever the root signs repeats it: OpenSSL
+/// finds the issuer by it.
+const ROOT_KEY_ID: [u8; 20] = [
+    0xe9, 0x6b, 0xe9, 0xd4, 0x26, 0xa2, 0xbf, 0x25, 0x04, 0x6e, 0x7f, 0x16, 0x05, 0xfb, 0x3b, 0x64,
+    0xb2, 0xa4, 0xdf, 0xe0,
+];
 const SGX_TYPE_SCALABLE: i64 = 1;
 const SGX_EXTENSIONS: &[u64] = &[1, 2, 840, 113741, 1, 13, 1];
 const CA_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
 const NO_SUCH_URL: &str = "https://simulation.invalid/crl.der";
 const REPORT_IT: &str = "report it; this is a fault of the simulation";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_root_signs_names_the_root_by_its_key_identifier() {
+        let (pki, _) = Pki::new().unwrap();
+        let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let crls = pki.crls(start, start + time::Duration::DAY).unwrap();
+        let mut signed = vec![crls.root];
+        for chain in [&pki.platform_ca_chain, &pki.tcb_signer_chain] {
+            let certificates = pem::parse_many(chain).unwrap();
+            signed.extend(certificates.into_iter().map(Pem::into_contents));
+        }
+        for der in signed {
+            assert!(der.windows(ROOT_KEY_ID.len()).any(|w| w == ROOT_KEY_ID));
+        }
+    }
+}
