@@ -199,8 +199,8 @@ fn element_count(shape: &[usize]) -> Result<usize> {
         let text = ShapeText(shape);
         Error::new(Code::InputData, format!("the shape {text} is too large"))
     };
-    let bound = shape.iter().filter(|&&dim| dim != 0);
-    let count = bound.fold(Some(1usize), |count, &dim| count?.checked_mul(dim));
+    let mut bound = shape.iter().filter(|&&dim| dim != 0);
+    let count = bound.try_fold(1usize, |count, &dim| count.checked_mul(dim));
     let count = count.ok_or_else(overflow)?;
     Ok(if shape.contains(&0) { 0 } else { count })
 }
