@@ -1,0 +1,159 @@
+//! The same client for code that is not async.
+//!
+//! ```no_run
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use blindai_client::{ConnectOptions, Policy, blocking::Client};
+//!
+//! let policy = Policy::from_toml(&std::fs::read_to_string("policy.toml")?)?;
+//! let client = Client::connect("localhost:50051", ConnectOptions::new(policy))?;
+//! for model in client.models()? {
+//!     println!("{} {}", model.name, model.digest);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+use blindai_core::oip::{InferRequest, InferResponse};
+use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
+use blindai_verify::VerifiedReport;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::{ClientError, ConnectOptions, Upload};
+
+/// [`crate::Client`], waiting for each answer.
+///
+/// The event loop runs on the calling thread, so that a round trip changes no thread. Clones share
+/// it and can be used from several threads at once. Inside async code every call is refused with
+/// the code `inside-runtime`.
+#[derive(Clone)]
+pub struct Client {
+    // In front of the runtime: its connections end first.
+    client: crate::Client,
+    events: Arc<Events>,
+}
+
+impl Client {
+    /// See [`crate::Client::connect`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect(address: &str, options: ConnectOptions) -> Result<Self, ClientError> {
+        let events = Arc::new(Events::new()?);
+        let client = events.wait(crate::Client::connect(address, options))?;
+        Ok(Self { client, events })
+    }
+
+    /// See [`crate::Client::report`].
+    pub fn report(&self) -> Arc<VerifiedReport> {
+        self.client.report()
+    }
+
+    /// See [`crate::Client::attest`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attest(&self) -> Result<(EvidenceDocument, Arc<VerifiedReport>), ClientError> {
+        self.events.wait(self.client.attest())
+    }
+
+    /// See [`crate::Client::ready`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ready(&self) -> Result<bool, ClientError> {
+        self.events.wait(self.client.ready())
+    }
+
+    /// See [`crate::Client::upload`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn upload(&self, upload: Upload) -> Result<ModelInfo, ClientError> {
+        self.events.wait(self.client.upload(upload))
+    }
+
+    /// See [`crate::Client::infer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn infer(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        request: &InferRequest,
+    ) -> Result<InferResponse, ClientError> {
+        self.events.wait(self.client.infer(name, version, request))
+    }
+
+    /// See [`crate::Client::models`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        self.events.wait(self.client.models())
+    }
+
+    /// See [`crate::Client::model`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn model(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+    ) -> Result<ModelInfo, ClientError> {
+        self.events.wait(self.client.model(name, version))
+    }
+
+    /// See [`crate::Client::delete`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+    ) -> Result<Vec<ModelInfo>, ClientError> {
+        self.events.wait(self.client.delete(name, version))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.client.fmt(f)
+    }
+}
+
+/// An event loop without a thread of its own.
+struct Events(Option<Runtime>);
+
+impl Events {
+    fn new() -> Result<Self, ClientError> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        runtime
+            .map(|runtime| Self(Some(runtime)))
+            .map_err(|error| ClientError::no_runtime(&error))
+    }
+
+    fn wait<T>(
+        &self,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        match &self.0 {
+            Some(runtime) if Handle::try_current().is_err() => runtime.block_on(work),
+            _ => Err(ClientError::inside_runtime()),
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // A plain drop waits for threads, which panics when it happens inside async code.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,386 @@
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use blindai_core::api::{self, Deleted, ModelList};
+use blindai_core::oip::{self, InferRequest, InferResponse};
+use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
+use blindai_verify::{Policy, VerifiedReport};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method};
+use serde::de::DeserializeOwned;
+
+use crate::address::Address;
+use crate::http1::{Answer, Broken, Head, Outgoing};
+use crate::trust::{Channel, Clock, Dialer, holds};
+use crate::upload::check_digest;
+use crate::{ClientError, Upload};
+
+/// What a connection is made with: the policy, and limits.
+#[derive(Clone)]
+pub struct ConnectOptions {
+    policy: Policy,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    max_response_bytes: usize,
+    clock: Clock,
+}
+
+impl ConnectOptions {
+    /// Trusts the servers that `policy` accepts. All else has a default.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(300),
+            max_response_bytes: 1 << 30,
+            clock: Arc::new(system_time),
+        }
+    }
+
+    /// How long a new connection may take, with its attestation; 10 s by default.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long a request may take, and how long an upload may make no progress; 300 s by default.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// The longest answer that is taken; 1 GiB by default.
+    pub fn max_response_bytes(mut self, limit: usize) -> Self {
+        self.max_response_bytes = limit;
+        self
+    }
+
+    /// Where the time comes from, in seconds since 1970; the system's clock by default. Evidence
+    /// is as fresh as this clock says, so it must not come from the server or its operator.
+    pub fn clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+}
+
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("max_response_bytes", &self.max_response_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A server that proved what it is, and the connections to it.
+///
+/// There is no way to make one without a [`VerifiedReport`]. Clones share their connections. A
+/// request fails with an error of kind [`Attestation`](crate::ErrorKind::Attestation), and sends
+/// nothing, when the report has expired or the server has a new key and it does not prove itself
+/// anew.
+#[derive(Clone)]
+pub struct Client(Arc<Shared>);
+
+impl Client {
+    /// Connects to `address` (`host`, `host:port` or `[IPv6]:port`; the port is 50051 by default)
+    /// and verifies the server.
+    ///
+    /// # Errors
+    /// Of kind `Attestation` when the policy does not accept the server, `Connection` when it
+    /// cannot be reached, `Local` for an address that is none.
+    pub async fn connect(address: &str, options: ConnectOptions) -> Result<Self, ClientError> {
+        let (address, limit) = (Address::parse(address)?, options.connect_timeout);
+        let dialer = Dialer::new(address, options.policy, limit, options.clock);
+        let (channel, _) = dialer.attest().await?;
+        let client = Self(Arc::new(Shared {
+            dialer,
+            report: Mutex::new(channel.report().clone()),
+            idle: Mutex::default(),
+            request_timeout: options.request_timeout,
+            max_response_bytes: options.max_response_bytes,
+        }));
+        client.0.park(channel);
+        Ok(client)
+    }
+
+    /// What the server proved last.
+    pub fn report(&self) -> Arc<VerifiedReport> {
+        lock(&self.0.report).clone()
+    }
+
+    /// Asks for new evidence, with a new nonce, and verifies it. The document can be kept and
+    /// verified again without the server.
+    ///
+    /// # Errors
+    /// As for [`Client::connect`].
+    pub async fn attest(&self) -> Result<(EvidenceDocument, Arc<VerifiedReport>), ClientError> {
+        let (channel, document) = self.0.dialer.attest().await?;
+        let report = channel.report().clone();
+        self.0.remember(&report);
+        self.0.park(channel);
+        Ok((document, report))
+    }
+
+    /// Whether the server says that it takes requests.
+    ///
+    /// # Errors
+    /// Of kind `Attestation` or `Connection`.
+    pub async fn ready(&self) -> Result<bool, ClientError> {
+        let head = Head::new(Method::GET, "/v2/health/ready".to_owned());
+        let answer = self.0.repeatable(&head, &[]).await?;
+        Ok(answer.status().is_success())
+    }
+
+    /// Sends a model and waits until it is loaded. The server's digest is compared with that of
+    /// what was sent. Never repeated by itself.
+    ///
+    /// # Errors
+    /// Of kind `Local` when the file cannot be read; of kind `Server` with
+    /// [`Code::ModelInvalid`](blindai_core::Code::ModelInvalid),
+    /// [`Code::ModelExists`](blindai_core::Code::ModelExists) and others when it is refused.
+    pub async fn upload(&self, upload: Upload) -> Result<ModelInfo, ClientError> {
+        let path = model_path(api::MODELS, &upload.name, upload.version.as_ref());
+        let (body, reading) = upload.start().await?;
+        let answer = self.0.upload(&Head::new(Method::PUT, path), body).await;
+        // When the file broke off, that is the reason, and the broken connection its consequence.
+        let sent = reading.digest().await?;
+        let info = json(&answer?)?;
+        check_digest(sent, &info)?;
+        Ok(info)
+    }
+
+    /// Runs a model: its newest version unless one is named.
+    ///
+    /// # Errors
+    /// Of kind `Server` when the model does not exist, the inputs do not fit it, or it fails on
+    /// them.
+    pub async fn infer(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        request: &InferRequest,
+    ) -> Result<InferResponse, ClientError> {
+        let path = model_path("/v2/models", name, version) + "/infer";
+        let encoded = oip::encode_request(request);
+        let mut head = Head::new(Method::POST, path);
+        let length = encoded.header_length.map(HeaderValue::from);
+        head.header = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
+        let answer = accepted(self.0.repeatable(&head, &encoded.parts).await?)?;
+        let header_length = header_length(&answer)?;
+        oip::decode_response(answer.body, header_length)
+            .map_err(|error| ClientError::response_invalid(error.fact()))
+    }
+
+    /// Every model of the server, in every version.
+    ///
+    /// # Errors
+    /// Of kind `Attestation`, `Connection` or `Server`.
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        let head = Head::new(Method::GET, api::MODELS.to_owned());
+        let list: ModelList = json(&self.0.repeatable(&head, &[]).await?)?;
+        Ok(list.models)
+    }
+
+    /// One model with its signature: its newest version unless one is named.
+    ///
+    /// # Errors
+    /// Of kind `Server` with [`Code::ModelNotFound`](blindai_core::Code::ModelNotFound) when there
+    /// is none.
+    pub async fn model(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+    ) -> Result<ModelInfo, ClientError> {
+        let head = Head::new(Method::GET, model_path(api::MODELS, name, version));
+        json(&self.0.repeatable(&head, &[]).await?)
+    }
+
+    /// Deletes one version of a model, or all of them, and says what was deleted. Never repeated
+    /// by itself.
+    ///
+    /// # Errors
+    /// Of kind `Server` with [`Code::ModelNotFound`](blindai_core::Code::ModelNotFound) when there
+    /// is none.
+    pub async fn delete(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+    ) -> Result<Vec<ModelInfo>, ClientError> {
+        let head = Head::new(Method::DELETE, model_path(api::MODELS, name, version));
+        let deleted: Deleted = json(&self.0.once(&head).await?)?;
+        Ok(deleted.deleted)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.0.dialer.address)
+    }
+}
+
+struct Shared {
+    dialer: Dialer,
+    /// The newest one. Each channel holds its own besides.
+    report: Mutex<Arc<VerifiedReport>>,
+    idle: Mutex<Vec<Idle>>,
+    request_timeout: Duration,
+    max_response_bytes: usize,
+}
+
+struct Idle {
+    channel: Channel,
+    since: Instant,
+}
+
+impl Shared {
+    /// Sends a request that may be sent twice: it changes nothing on the server.
+    async fn repeatable(&self, head: &Head, parts: &[Bytes]) -> Result<Answer, ClientError> {
+        let body = || Outgoing::parts(parts.to_vec());
+        self.in_time(async {
+            if let Some(channel) = self.idle_channel() {
+                match self.exchange(channel, head, body()).await {
+                    // The server closed the connection while nobody looked.
+                    Err(Broken::BeforeAnswer(_)) => {}
+                    done => return Ok(done?),
+                }
+            }
+            let channel = self.new_channel().await?;
+            Ok(self.exchange(channel, head, body()).await?)
+        })
+        .await
+    }
+
+    /// Sends a request that must not be sent twice, hence on a new connection: on an old one, a
+    /// failure would not tell whether the server has seen it.
+    async fn once(&self, head: &Head) -> Result<Answer, ClientError> {
+        self.in_time(async {
+            let channel = self.new_channel().await?;
+            Ok(self.exchange(channel, head, Outgoing::empty()).await?)
+        })
+        .await
+    }
+
+    /// Like [`Shared::once`]; a long body may take any time while it makes progress.
+    async fn upload(&self, head: &Head, body: Outgoing) -> Result<Answer, ClientError> {
+        let sent = body.progress();
+        let channel = self.new_channel().await?;
+        let exchange = self.exchange(channel, head, body);
+        Ok(self.while_moving(&sent, exchange).await??)
+    }
+
+    async fn exchange(
+        &self,
+        mut channel: Channel,
+        head: &Head,
+        body: Outgoing,
+    ) -> Result<Answer, Broken> {
+        let answer = channel
+            .exchange(head, body, self.max_response_bytes)
+            .await?;
+        if answer.reusable {
+            self.park(channel);
+        }
+        Ok(answer)
+    }
+
+    /// A connection that waits for work. Those whose report no longer holds are closed.
+    fn idle_channel(&self) -> Option<Channel> {
+        let now = (self.dialer.clock)();
+        let mut idle = lock(&self.idle);
+        idle.retain(|idle| idle.since.elapsed() < IDLE_TIME && holds(idle.channel.report(), now));
+        Some(idle.pop()?.channel)
+    }
+
+    async fn new_channel(&self) -> Result<Channel, ClientError> {
+        let known = lock(&self.report).clone();
+        let channel = self.dialer.open(known).await?;
+        self.remember(channel.report());
+        Ok(channel)
+    }
+
+    fn park(&self, channel: Channel) {
+        let since = Instant::now();
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_CONNECTIONS {
+            idle.push(Idle { channel, since });
+        }
+    }
+
+    fn remember(&self, report: &Arc<VerifiedReport>) {
+        *lock(&self.report) = report.clone();
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let limit = self.request_timeout;
+        let done = tokio::time::timeout(limit, work).await;
+        done.unwrap_or_else(|_| Err(ClientError::request_timeout(limit)))
+    }
+
+    async fn while_moving<T>(
+        &self,
+        sent: &AtomicU64,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ClientError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = sent.load(Ordering::Relaxed);
+            match tokio::time::timeout(self.request_timeout, &mut work).await {
+                Ok(done) => return Ok(done),
+                Err(_) if sent.load(Ordering::Relaxed) > before => {}
+                Err(_) => return Err(ClientError::request_timeout(self.request_timeout)),
+            }
+        }
+    }
+}
+
+fn model_path(root: &str, name: &ModelName, version: Option<&ModelVersion>) -> String {
+    match version {
+        Some(version) => format!("{root}/{name}/versions/{version}"),
+        None => format!("{root}/{name}"),
+    }
+}
+
+fn accepted(answer: Answer) -> Result<Answer, ClientError> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    Err(ClientError::refused(answer.status(), &answer.body))
+}
+
+fn json<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
+    if !answer.status().is_success() {
+        return Err(ClientError::refused(answer.status(), &answer.body));
+    }
+    serde_json::from_slice(&answer.body).map_err(ClientError::response_invalid)
+}
+
+fn header_length(answer: &Answer) -> Result<Option<usize>, ClientError> {
+    let Some(value) = answer.headers().get(oip::HEADER_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    let invalid = || ClientError::response_invalid(oip::HEADER_LENGTH);
+    length.ok_or_else(invalid).map(Some)
+}
+
+fn system_time() -> u64 {
+    // A clock before 1970 reads as 1970: evidence is then not valid yet, and refused.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can be left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Servers and the boxes in between drop idle connections, often without a word.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+/// More connections than this are not kept.
+const IDLE_CONNECTIONS: usize = 32;

@@ -1,0 +1,293 @@
+//! How a connection becomes trusted.
+//!
+//! 1. TCP, then TLS 1.3 without resumption. The verifier in the handshake reads the evidence from
+//!    the certificate, checks that the claims name the certificate's key and that the quote names
+//!    the claims, and that the peer holds that key. That is all it checks: whose quote it is and
+//!    what it says is not known yet. The result is an [`Unproven`] connection.
+//! 2. On it, before any byte of the user: a nonce goes out, evidence with that nonce comes back,
+//!    and `blindai_verify::verify` appraises it for *this* TLS key and *this* nonce. The result is
+//!    a [`Channel`] with its [`VerifiedReport`]. Nothing else makes one.
+//! 3. A later connection needs no step 2 when its TLS key is the one in a report that still holds:
+//!    the key never leaves the TEE. With another key, or an expired report, step 2 is done again.
+//!
+//! A resumed TLS session would skip the verifier of step 1, hence none is ever stored.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blindai_core::{EvidenceDocument, Nonce, api};
+use blindai_verify::{Binding, CertificateEvidence, Policy, Rejection, VerifiedReport};
+use http::{HeaderValue, Method, StatusCode};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::ClientError;
+use crate::address::Address;
+use crate::http1::{Answer, AnswerOutlivesReset, Broken, Head, Outgoing, Wire};
+
+/// Makes trusted connections to one server.
+pub(crate) struct Dialer {
+    pub address: Address,
+    pub policy: Policy,
+    pub connect_timeout: Duration,
+    pub clock: Clock,
+    tls: TlsConnector,
+    random: &'static dyn rustls::crypto::SecureRandom,
+}
+
+/// Gives the time in seconds since 1970.
+pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// A connection that ends inside a TEE which the policy accepts: user data may go here.
+pub(crate) struct Channel {
+    wire: Wire,
+    report: Arc<VerifiedReport>,
+}
+
+impl Channel {
+    /// What the server proved for this connection.
+    pub fn report(&self) -> &Arc<VerifiedReport> {
+        &self.report
+    }
+
+    /// Sends a request and collects its answer, of at most `limit` bytes.
+    pub async fn exchange(
+        &mut self,
+        head: &Head,
+        body: Outgoing,
+        limit: usize,
+    ) -> Result<Answer, Broken> {
+        self.wire.exchange(head, body, limit).await
+    }
+}
+
+/// Whether what was proved still holds. Asked before each request.
+pub(crate) fn holds(report: &VerifiedReport, now: u64) -> bool {
+    now < report.valid_until()
+}
+
+impl Dialer {
+    pub fn new(address: Address, policy: Policy, connect_timeout: Duration, clock: Clock) -> Self {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let random = provider.secure_random;
+        Self {
+            address,
+            policy,
+            connect_timeout,
+            clock,
+            tls: TlsConnector::from(Arc::new(tls_config(provider))),
+            random,
+        }
+    }
+
+    /// A new connection with fresh evidence: steps 1 and 2.
+    ///
+    /// # Errors
+    /// Of kind `Attestation` when the server does not prove itself, `Connection` when it cannot be
+    /// reached within the connect timeout.
+    pub async fn attest(&self) -> Result<(Channel, EvidenceDocument), ClientError> {
+        let dialed = async { self.dial().await?.prove(self).await };
+        self.in_time(dialed).await
+    }
+
+    /// A new connection, with fresh evidence only when `known` does not cover it: step 3.
+    ///
+    /// # Errors
+    /// As for [`Dialer::attest`].
+    pub async fn open(&self, known: Arc<VerifiedReport>) -> Result<Channel, ClientError> {
+        let dialed = async {
+            let connection = self.dial().await?;
+            if connection.is_covered_by(&known, (self.clock)()) {
+                let (wire, report) = (connection.wire, known);
+                return Ok(Channel { wire, report });
+            }
+            Ok(connection.prove(self).await?.0)
+        };
+        self.in_time(dialed).await
+    }
+
+    /// Step 1.
+    async fn dial(&self) -> Result<Unproven, ClientError> {
+        let refused = |error| ClientError::connect_failed(&self.address, &error);
+        let socket = TcpStream::connect(self.address.target()).await;
+        let socket = socket.map_err(refused)?;
+        // Requests are written whole: waiting for more to send only adds latency.
+        socket.set_nodelay(true).map_err(refused)?;
+        let socket = AnswerOutlivesReset(socket);
+        let stream = self.tls.connect(self.address.server_name(), socket).await;
+        let stream = stream.map_err(handshake_error)?;
+        let certificate = peer_evidence(&stream)?;
+        let host = HeaderValue::try_from(self.address.to_string());
+        let host = host.map_err(ClientError::response_invalid)?;
+        let wire = Wire::new(stream, host).await?;
+        Ok(Unproven { wire, certificate })
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let done = tokio::time::timeout(self.connect_timeout, work).await;
+        done.unwrap_or_else(|_| {
+            let limit = self.connect_timeout;
+            Err(ClientError::connect_timeout(&self.address, limit))
+        })
+    }
+
+    fn nonce(&self) -> Result<Nonce, ClientError> {
+        let mut bytes = [0; 32];
+        let filled = self.random.fill(&mut bytes);
+        filled.map_err(|_| ClientError::no_randomness())?;
+        Ok(Nonce::from_bytes(bytes))
+    }
+}
+
+/// A TLS connection to a peer that has shown evidence which nobody has appraised.
+struct Unproven {
+    wire: Wire,
+    certificate: CertificateEvidence,
+}
+
+impl Unproven {
+    /// Step 3. The claims in the report name the TLS key that it was made for.
+    fn is_covered_by(&self, report: &VerifiedReport, now: u64) -> bool {
+        self.certificate.tls_spki_sha256() == report.claims().tls_spki_sha256 && holds(report, now)
+    }
+
+    /// Step 2.
+    async fn prove(mut self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
+        let nonce = dialer.nonce()?;
+        let document = self.fetch(&nonce).await?;
+        let binding = Binding {
+            tls_spki_sha256: Some(self.certificate.tls_spki_sha256()),
+            nonce: Some(nonce),
+        };
+        let collateral = document.collateral.as_ref();
+        let report = blindai_verify::verify(
+            &document.evidence(),
+            collateral.ok_or_else(ClientError::collateral_missing)?,
+            &binding,
+            &dialer.policy,
+            (dialer.clock)(),
+        )?;
+        let (wire, report) = (self.wire, Arc::new(report));
+        Ok((Channel { wire, report }, document))
+    }
+
+    async fn fetch(&mut self, nonce: &Nonce) -> Result<EvidenceDocument, ClientError> {
+        let path = format!("{}?nonce={}", api::ATTESTATION, nonce.to_hex());
+        let head = Head::new(Method::GET, path);
+        let answer = self.wire.exchange(&head, Outgoing::empty(), DOCUMENT_BYTES);
+        let answer = answer.await?;
+        if answer.status() != StatusCode::OK {
+            return Err(ClientError::evidence_unavailable(answer.status()));
+        }
+        EvidenceDocument::from_json(&answer.body).map_err(|e| ClientError::evidence_malformed(&e))
+    }
+}
+
+fn tls_config(provider: CryptoProvider) -> ClientConfig {
+    let verifier = EvidenceInCertificate(provider.clone());
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has cipher suites of TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// The verifier in the handshake: evidence and key belong together, and the peer holds the key.
+///
+/// Names, issuers and dates of the certificate say nothing here: the server issued it to itself.
+#[derive(Debug)]
+struct EvidenceInCertificate(CryptoProvider);
+
+impl ServerCertVerifier for EvidenceInCertificate {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        read_bound(certificate).map_err(|rejection| {
+            let carried = OtherError(Arc::new(Refused(rejection)));
+            rustls::Error::InvalidCertificate(CertificateError::Other(carried))
+        })?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        // Unreachable: the configuration offers TLS 1.3 alone.
+        Err(rustls::PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Carries a rejection out of the handshake.
+#[derive(Debug)]
+struct Refused(Rejection);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn read_bound(certificate: &CertificateDer<'_>) -> Result<CertificateEvidence, Rejection> {
+    let evidence = blindai_verify::read_certificate(certificate)?;
+    evidence.check_binding()?;
+    Ok(evidence)
+}
+
+fn peer_evidence<S>(stream: &TlsStream<S>) -> Result<CertificateEvidence, ClientError> {
+    let certificates = stream.get_ref().1.peer_certificates();
+    let first = certificates.and_then(<[_]>::first);
+    let first = first.ok_or_else(ClientError::certificate_missing)?;
+    Ok(read_bound(first)?)
+}
+
+fn handshake_error(error: std::io::Error) -> ClientError {
+    use rustls::{CertificateError::Other, Error::InvalidCertificate};
+    let inner = error.get_ref().and_then(|e| e.downcast_ref());
+    if let Some(InvalidCertificate(Other(OtherError(carried)))) = inner
+        && let Some(Refused(rejection)) = carried.downcast_ref()
+    {
+        return rejection.clone().into();
+    }
+    ClientError::tls_failed(&error)
+}
+
+/// The longest evidence document that is read, in bytes. Real ones are under 64 KiB.
+const DOCUMENT_BYTES: usize = 1024 * 1024;
