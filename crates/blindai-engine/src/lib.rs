@@ -1,1 +1,50 @@
+//! Runs ONNX models, each in a worker process of its own.
+//!
+//! ONNX Runtime is a million lines of C++ that here reads models and tensors from strangers. One
+//! request can kill it (an `INT64_MIN` divided by -1 raises SIGFPE), so it never shares an address
+//! space with keys or with other models:
+//!
+//! ```text
+//!   LoadedModel::run ── pwrite ──▶ inputs  (memfd) ── mmap ───▶ worker ── ONNX Runtime
+//!                    ◀── pread ─── outputs (memfd) ◀─ pwrite ──
+//!                    ── control socket: a few hundred bytes each way ──
+//! ```
+//!
+//! The parent never maps shared memory: it copies with `pread` and `pwrite`, so a hostile worker can
+//! neither change bytes under its feet nor take the memory away (SIGBUS). Everything that comes back
+//! is checked before it is used. The worker gets the library and the model as sealed memory files
+//! whose digests the parent knows, and has no environment, no other descriptors and a memory limit.
+//!
+//! A crash, a hang or an exhausted limit costs one request; a new worker answers the next.
+//!
+//! *Not* protected here: the worker may still make any system call (a filter comes on top), and two
+//! callers of one model share its worker: a crafted input that takes the worker over sees the
+//! inputs that follow, until it is restarted.
+//!
+//! ```no_run
+//! # async fn example() -> blindai_core::Result<()> {
+//! use blindai_engine::{Engine, EngineOptions, ModelWriter};
+//! use std::{sync::Arc, time::Duration};
+//!
+//! let engine = Engine::new(EngineOptions::new("/usr/lib/libonnxruntime.so.1.28.0"))?;
+//! let mut upload = ModelWriter::new(1 << 30)?; // at most 1 GiB
+//! upload.write(&std::fs::read("model.onnx").unwrap())?;
+//! let model = engine.load(Arc::new(upload.finish()?)).await?;
+//! let outputs = model.run(vec![], &[], Duration::from_secs(30)).await?;
+//! # Ok(()) }
+//! ```
 
+mod engine;
+mod memory;
+mod model_file;
+mod options;
+mod process;
+mod protocol;
+mod runtime;
+mod worker;
+
+pub use engine::{Engine, LoadedModel};
+pub use model_file::{ModelFile, ModelWriter};
+pub use options::{EngineOptions, WorkerCommand};
+pub use runtime::ONNXRUNTIME_SHA256;
+pub use worker::{WORKER_ARGUMENT, worker_main};

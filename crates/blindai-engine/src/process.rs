@@ -1,0 +1,348 @@
+//! One worker process as its parent sees it: hostile input.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+
+use blindai_core::{Code, Error, Result, Signature};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixDatagram;
+use tokio::sync::oneshot;
+
+use crate::memory::Region;
+use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
+use crate::{EngineOptions, ModelFile};
+
+/// The worker is gone, or no longer speaks the protocol.
+pub(crate) struct Lost;
+
+/// A running worker. Dropping it kills the process, without waiting.
+pub(crate) struct Worker {
+    process: Process,
+    /// Of packets in sequence, in truth: so the end of the worker is seen.
+    control: UnixDatagram,
+    cancel: OwnedFd,
+    message: Vec<u8>,
+    pub(crate) inputs: Region,
+    pub(crate) outputs: Region,
+    requests: u64,
+    in_flight: Option<u64>,
+}
+
+impl Worker {
+    /// Starts a worker and has it load the model.
+    ///
+    /// # Errors
+    /// What is wrong with the model, or what the system refuses.
+    pub(crate) async fn start(
+        options: &EngineOptions,
+        library: &OwnedFd,
+        model: &ModelFile,
+    ) -> Result<(Self, Signature)> {
+        let (mut worker, cancel) = Self::spawn(options).await?;
+        worker.set_up(options, library, model, &cancel)?;
+        drop(cancel);
+        let timeout = options.load_timeout;
+        match tokio::time::timeout(timeout, worker.receive()).await {
+            Ok(Ok(Loaded::Yes { signature_bytes })) => {
+                let signature = worker.signature(signature_bytes)?;
+                Ok((worker, signature))
+            }
+            Ok(Ok(Loaded::No { code, fact })) => Err(refusal(&code, &fact)),
+            Ok(Err(Lost)) => Err(died_loading(worker.end().await)),
+            Err(_) => {
+                let fact = format!(
+                    "the model was not loaded within {} s",
+                    timeout.as_secs_f32()
+                );
+                Err(Error::new(Code::DeadlineExceeded, fact)
+                    .with_remedy("export a smaller model, or raise the time for loading"))
+            }
+        }
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// Hands a request over. The inputs must be in place.
+    pub(crate) fn send(&mut self, mut run: Run) -> Result<Result<(), Lost>> {
+        self.requests += 1;
+        run.id = self.requests;
+        let message = encode(&run)?;
+        let sent = rustix::net::send(&self.control, &message, SendFlags::NOSIGNAL);
+        if sent != Ok(message.len()) {
+            return Ok(Err(Lost));
+        }
+        self.in_flight = Some(run.id);
+        Ok(Ok(()))
+    }
+
+    /// Waits for the answer to the request that was sent last.
+    pub(crate) async fn answer(&mut self) -> Result<Ran, Lost> {
+        let ran: Ran = self.receive().await?;
+        if Some(ran.id) != self.in_flight {
+            return Err(Lost);
+        }
+        self.in_flight = None;
+        Ok(ran)
+    }
+
+    /// Asks for the request in flight to be stopped; whether there is one.
+    pub(crate) fn cancel(&self) -> bool {
+        if let Some(id) = self.in_flight {
+            // A worker that does not take it is killed when its grace has passed.
+            let _ = rustix::net::send(&self.cancel, &id.to_le_bytes(), SendFlags::NOSIGNAL);
+        }
+        self.in_flight.is_some()
+    }
+
+    /// Forgets the tensors of the last request.
+    pub(crate) fn wipe(&mut self) -> io::Result<()> {
+        self.inputs.wipe()?;
+        self.outputs.wipe()
+    }
+
+    /// Kills the process and says how it had ended.
+    pub(crate) async fn end(self) -> Option<ExitStatus> {
+        self.process.end().await
+    }
+
+    async fn spawn(options: &EngineOptions) -> Result<(Self, OwnedFd)> {
+        let (control, control_of_worker) = socket_pair().map_err(no_worker)?;
+        let (cancel, cancel_of_worker) = socket_pair().map_err(no_worker)?;
+        rustix::io::ioctl_fionbio(&control, true).map_err(|e| no_worker(e.into()))?;
+        rustix::io::ioctl_fionbio(&cancel, true).map_err(|e| no_worker(e.into()))?;
+        let mut command = Command::new(&options.worker.program);
+        command
+            .args(&options.worker.arguments)
+            .env_clear()
+            .env("ORT_DISABLE_TELEMETRY", "1")
+            .current_dir("/")
+            .stdin(Stdio::from(control_of_worker))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = Process::spawn(command).await.map_err(no_worker)?;
+        let inputs = Region::new("blindai-inputs", options.input_bytes).map_err(no_worker)?;
+        let output_bytes = options.output_bytes.max(SIGNATURE_BYTES);
+        let outputs = Region::new("blindai-outputs", output_bytes).map_err(no_worker)?;
+        let worker = Self {
+            process,
+            control: UnixDatagram::from_std(control.into()).map_err(no_worker)?,
+            cancel,
+            message: vec![0; MESSAGE_BYTES + 1],
+            inputs,
+            outputs,
+            requests: 0,
+            in_flight: None,
+        };
+        Ok((worker, cancel_of_worker))
+    }
+
+    fn set_up(
+        &self,
+        options: &EngineOptions,
+        library: &OwnedFd,
+        model: &ModelFile,
+        cancel: &OwnedFd,
+    ) -> Result<()> {
+        let setup = encode(&Setup {
+            threads: options.threads,
+            spinning: options.spinning,
+            arena: options.arena,
+            memory_bytes: options.memory_bytes,
+        })?;
+        let descriptors: [_; SETUP_DESCRIPTORS] = [
+            library.as_fd(),
+            model.file.as_fd(),
+            self.inputs.as_fd(),
+            self.outputs.as_fd(),
+            cancel.as_fd(),
+        ];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let message = [IoSlice::new(&setup)];
+        rustix::net::sendmsg(&self.control, &message, &mut rights, SendFlags::NOSIGNAL)
+            .map_err(|error| no_worker(error.into()))?;
+        Ok(())
+    }
+
+    async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Lost> {
+        let length = self.control.recv(&mut self.message).await;
+        let length = length.map_err(|_| Lost)?;
+        // A full buffer may be the start of something longer. Nothing at all is the end.
+        let message = self
+            .message
+            .get(..length)
+            .filter(|_| length <= MESSAGE_BYTES);
+        serde_json::from_slice(message.ok_or(Lost)?).map_err(|_| Lost)
+    }
+
+    fn signature(&mut self, bytes: u64) -> Result<Signature> {
+        let invalid = || Error::new(Code::Internal, "the worker sent no readable signature");
+        if bytes > SIGNATURE_BYTES {
+            return Err(invalid());
+        }
+        let json = self.outputs.read(0, bytes as usize).map_err(no_worker)?;
+        self.outputs.wipe().map_err(no_worker)?;
+        serde_json::from_slice(&json).map_err(|_| invalid())
+    }
+}
+
+/// How a process ended, for people: `SIGFPE`, or `exit code 3`.
+pub(crate) fn ending(status: Option<ExitStatus>) -> String {
+    let Some(status) = status else {
+        return "unknown cause".to_owned();
+    };
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => match SIGNALS.iter().find(|(number, _)| *number == signal) {
+            Some((_, name)) => (*name).to_owned(),
+            None => format!("signal {signal}"),
+        },
+        (None, code) => format!("exit code {}", code.unwrap_or(-1)),
+    }
+}
+
+const SIGNALS: [(i32, &str); 8] = [
+    (4, "SIGILL"),
+    (6, "SIGABRT"),
+    (7, "SIGBUS"),
+    (8, "SIGFPE"),
+    (9, "SIGKILL"),
+    (11, "SIGSEGV"),
+    (25, "SIGXFSZ"),
+    (31, "SIGSYS"),
+];
+
+/// A child that is killed and reaped when it is dropped.
+struct Process {
+    child: Option<Child>,
+    pid: u32,
+}
+
+impl Process {
+    /// Spawns from one thread that lives as long as this program: the worker asks the kernel to be
+    /// killed when its parent dies, and to the kernel the parent is the *thread* that forked.
+    async fn spawn(command: Command) -> io::Result<Self> {
+        let spawner = SPAWNER.get_or_init(start_spawner);
+        let (reply, child) = oneshot::channel();
+        let gone = || io::Error::other("the spawning thread is gone");
+        spawner.send((command, reply)).map_err(|_| gone())?;
+        let child = child.await.map_err(|_| gone())??;
+        let pid = child.id();
+        let child = Some(child);
+        Ok(Self { child, pid })
+    }
+
+    async fn end(mut self) -> Option<ExitStatus> {
+        let child = self.child.take()?;
+        let reap = move || kill_and_reap(child);
+        tokio::task::spawn_blocking(reap).await.ok().flatten()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // At once, so that a new worker does not share memory and cores with the old one; only
+            // the reaping is left to a thread.
+            let _ = child.kill();
+            let _ = thread::Builder::new().spawn(move || kill_and_reap(child));
+        }
+    }
+}
+
+fn kill_and_reap(mut child: Child) -> Option<ExitStatus> {
+    let _ = child.kill();
+    child.wait().ok()
+}
+
+type Order = (Command, oneshot::Sender<io::Result<Child>>);
+static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+
+fn start_spawner() -> mpsc::Sender<Order> {
+    let (orders, queue) = mpsc::channel::<Order>();
+    let serve = move || {
+        for (mut command, reply) in queue {
+            // Nobody waits any more: the load was dropped, and so is its child.
+            if let Err(Ok(mut orphan)) = reply.send(command.spawn()) {
+                let _ = orphan.kill();
+                let _ = orphan.wait();
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("blindai-spawner".into());
+    // Without the thread the receiver is dropped, and every order fails with a clear error.
+    let _ = thread.spawn(serve);
+    orders
+}
+
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        kind,
+        flags,
+        None,
+    )?)
+}
+
+fn encode(message: &impl Serialize) -> Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(message)
+        .map_err(|_| Error::new(Code::Internal, "a message to the worker has no encoding"))?;
+    if bytes.len() > MESSAGE_BYTES {
+        let fact = "the shapes of the request do not fit a message to the worker";
+        return Err(Error::new(Code::InvalidRequest, fact));
+    }
+    Ok(bytes)
+}
+
+/// What a worker says of a model. Only codes that a worker may use; the text only as printable
+/// characters, and not many of them.
+fn refusal(code: &str, fact: &str) -> Error {
+    let code = Code::parse(code).filter(|code| WORKER_CODES.contains(code));
+    let printable = |c: &char| !c.is_control();
+    let fact: String = fact
+        .chars()
+        .filter(printable)
+        .take(FACT_CHARACTERS)
+        .collect();
+    Error::new(code.unwrap_or(Code::Internal), fact)
+}
+
+const FACT_CHARACTERS: usize = 500;
+const WORKER_CODES: [Code; 3] = [
+    Code::ModelInvalid,
+    Code::ModelUnsupported,
+    Code::ModelMemory,
+];
+
+fn died_loading(status: Option<ExitStatus>) -> Error {
+    let fact = format!(
+        "the model killed its worker while loading ({})",
+        ending(status)
+    );
+    Error::new(Code::WorkerCrashed, fact)
+        .with_remedy("check the file with onnx.checker and export it again")
+}
+
+fn no_worker(error: io::Error) -> Error {
+    Error::new(Code::Internal, format!("no worker can be started: {error}"))
+}
+
+impl From<Errno> for Lost {
+    fn from(_: Errno) -> Self {
+        Lost
+    }
+}

@@ -1,0 +1,237 @@
+//! What runs in the worker process. Nothing here may be trusted once ONNX Runtime has seen the model.
+
+mod confine;
+mod onnx;
+mod session;
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use blindai_core::{Code, Error, Result};
+use memmap2::Mmap;
+use ort::environment::Environment;
+use ort::session::RunOptions;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use serde::Serialize;
+
+use crate::protocol::{
+    Failure, Loaded, MESSAGE_BYTES, Place, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup,
+};
+use session::Model;
+
+/// The first argument of a program that is to become a worker.
+pub const WORKER_ARGUMENT: &str = "blindai-worker";
+
+/// Becomes a worker and serves one model until the parent closes the control socket, which it has
+/// put at descriptor 0.
+///
+/// A program that calls this must do so before it opens or starts anything: every descriptor but the
+/// first three is closed.
+pub fn worker_main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        // There is nobody to tell: the streams lead nowhere.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let control = confine::take_control_socket()?;
+    confine::tie_to_parent()?;
+    let mut message = vec![0; MESSAGE_BYTES];
+    let (setup, descriptors) = receive_setup(&control, &mut message)?;
+    let [library, model, inputs, outputs, cancel] = descriptors;
+    let current = Arc::new(Mutex::new(Current::default()));
+    watch(cancel, current.clone())?;
+    let outputs = File::from(outputs);
+    confine::limit_files(outputs.metadata()?.len())?;
+    let loaded = load(library, model, &setup);
+    let (mut model, reply) = match loaded {
+        Ok(model) => {
+            let signature_bytes = write_signature(&model, &outputs)?;
+            (Some(model), Loaded::Yes { signature_bytes })
+        }
+        Err(error) => {
+            let (code, fact) = (error.code().as_str().into(), error.fact().into());
+            (None, Loaded::No { code, fact })
+        }
+    };
+    send(&control, &reply)?;
+    let Some(model) = &mut model else {
+        return Ok(());
+    };
+    let inputs = map(&inputs.into())?;
+    while let Some(run) = receive_run(&control, &mut message)? {
+        let result = current.run(model, &run, &inputs, &outputs);
+        send(&control, &Ran { id: run.id, result })?;
+    }
+    Ok(())
+}
+
+fn load(library: OwnedFd, model: OwnedFd, setup: &Setup) -> Result<Model> {
+    let environment = runtime(&library)?;
+    drop(library);
+    confine::limit_memory(setup.memory_bytes).map_err(system)?;
+    let model = map(&model.into()).map_err(system)?;
+    let graph = onnx::check(&model)?;
+    Model::load(&environment, &model, &graph, setup)
+}
+
+/// The library, from the sealed file: no path that the host could change is opened.
+fn runtime(library: &OwnedFd) -> Result<Environment> {
+    let failed = |what: &dyn std::fmt::Display| {
+        Error::new(
+            Code::Internal,
+            format!("ONNX Runtime cannot be loaded: {what}"),
+        )
+    };
+    let path = format!("/proc/self/fd/{}", library.as_raw_fd());
+    let builder = ort::init_from(path).map_err(|error| failed(&error))?;
+    // Node names and errors belong to the model's owner; the streams belong to the host.
+    let silence = Arc::new(|_, _: &str, _: &str, _: &str, _: &str| {});
+    let builder = builder.with_telemetry(false).with_logger(silence);
+    let environment = builder.build().map_err(|error| failed(&error))?;
+    environment.set_log_level(ort::logging::LogLevel::Fatal);
+    Ok(environment)
+}
+
+/// The request being computed, as the cancelling thread sees it.
+#[derive(Default)]
+struct Current {
+    request: Option<(u64, Arc<RunOptions>)>,
+    cancelled: u64,
+}
+
+trait RunCurrent {
+    fn run(
+        &self,
+        model: &mut Model,
+        run: &Run,
+        inputs: &[u8],
+        outputs: &File,
+    ) -> Result<Vec<Place>, Failure>;
+}
+
+impl RunCurrent for Mutex<Current> {
+    fn run(
+        &self,
+        model: &mut Model,
+        run: &Run,
+        inputs: &[u8],
+        outputs: &File,
+    ) -> Result<Vec<Place>, Failure> {
+        let options = Arc::new(RunOptions::new().map_err(|_| Failure::Other)?);
+        let lock = || self.lock().unwrap_or_else(PoisonError::into_inner);
+        // The word to stop may have overtaken the request.
+        let mut current = lock();
+        if current.cancelled >= run.id {
+            return Err(Failure::Cancelled);
+        }
+        current.request = Some((run.id, options.clone()));
+        drop(current);
+        let result = model.run(run, inputs, outputs, &options);
+        let mut current = lock();
+        current.request = None;
+        match current.cancelled >= run.id {
+            true => Err(Failure::Cancelled),
+            false => result,
+        }
+    }
+}
+
+/// Waits for requests to be cancelled, and for the parent to be gone: then the process ends at once,
+/// whatever it is computing.
+fn watch(cancel: OwnedFd, current: Arc<Mutex<Current>>) -> io::Result<()> {
+    let watch = move || {
+        let mut id = [0; 8];
+        while let Ok((_, 8)) = rustix::net::recv(&cancel, &mut id, RecvFlags::empty()) {
+            let id = u64::from_le_bytes(id);
+            let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.cancelled = current.cancelled.max(id);
+            if let Some((_, options)) = current.request.as_ref().filter(|(own, _)| *own == id) {
+                // Should it fail, the parent's patience ends soon.
+                let _ = options.terminate();
+            }
+        }
+        std::process::exit(0);
+    };
+    let thread = thread::Builder::new().name("cancel".into());
+    thread.stack_size(CANCEL_STACK_BYTES).spawn(watch)?;
+    Ok(())
+}
+
+const CANCEL_STACK_BYTES: usize = 128 * 1024;
+
+fn receive_setup(
+    control: &OwnedFd,
+    message: &mut [u8],
+) -> io::Result<(Setup, [OwnedFd; SETUP_DESCRIPTORS])> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS))];
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        control,
+        &mut [io::IoSliceMut::new(message)],
+        &mut rights,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let whole = !received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let mut descriptors = Vec::new();
+    for message in rights.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let descriptors = descriptors.try_into().map_err(|_| invalid())?;
+    let setup = serde_json::from_slice(&message[..received.bytes])?;
+    whole.then_some((setup, descriptors)).ok_or_else(invalid)
+}
+
+/// The next request; nothing when the parent has closed the socket.
+fn receive_run(control: &OwnedFd, message: &mut [u8]) -> io::Result<Option<Run>> {
+    let (_, length) = rustix::net::recv(control, &mut *message, RecvFlags::empty())?;
+    match length {
+        0 => Ok(None),
+        length => Ok(Some(serde_json::from_slice(&message[..length])?)),
+    }
+}
+
+fn send(control: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
+    let message = serde_json::to_vec(message)?;
+    if message.len() > MESSAGE_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    rustix::net::send(control, &message, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn write_signature(model: &Model, outputs: &File) -> io::Result<u64> {
+    let json = serde_json::to_vec(model.signature())?;
+    if json.len() as u64 > SIGNATURE_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    outputs.write_all_at(&json, 0)?;
+    Ok(json.len() as u64)
+}
+
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: nobody can shrink these files: library and model are sealed, and a region is sealed
+    // against changes of size. The model cannot change either. The parent writes to the inputs only
+    // between a reply and the next request, while no slice of the map exists.
+    unsafe { Mmap::map(file) }
+}
+
+fn system(error: io::Error) -> Error {
+    Error::new(
+        Code::Internal,
+        format!("the worker cannot be set up: {error}"),
+    )
+}

@@ -1,0 +1,66 @@
+//! What the worker gives up before it touches a stranger's model.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+
+/// Moves the control socket away from standard input and closes every descriptor that is not known:
+/// whoever started the parent may have left some open.
+pub(super) fn take_control_socket() -> io::Result<OwnedFd> {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    // The directory's own descriptor was in the list, and went away with the iterator.
+    let still = |fd: &RawFd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok();
+    for fd in open.into_iter().filter(still) {
+        // SAFETY: this is the first thing the process does: no thread runs, and nothing in it owns
+        // a descriptor above 2.
+        unsafe { rustix::io::close(fd) };
+    }
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+    Ok(control)
+}
+
+/// No new rights, no core dump, nobody looks inside, first to go when memory runs out, dead with the
+/// parent. A system call filter has its place after the model is loaded.
+pub(super) fn tie_to_parent() -> io::Result<()> {
+    // Best effort: some kernels and containers do not let it be written.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    limit(Resource::Core, 0)?;
+    limit(Resource::Nofile, OPEN_FILES)
+}
+
+/// Bounds every file, so that no region and no other memory file outgrows the shared memory.
+pub(super) fn limit_files(bytes: u64) -> io::Result<()> {
+    limit(Resource::Fsize, bytes)
+}
+
+/// Allows so much more private memory than there is by now: allocations beyond it fail here, instead
+/// of on the machine.
+pub(super) fn limit_memory(bytes: u64) -> io::Result<()> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm
+        .split(' ')
+        .nth(5)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or(io::ErrorKind::InvalidData)?;
+    let used = pages * rustix::param::page_size() as u64;
+    limit(Resource::Data, used.saturating_add(bytes))
+}
+
+const OPEN_FILES: u64 = 64;
+
+fn limit(resource: Resource, value: u64) -> io::Result<()> {
+    let value = Some(value);
+    let limit = Rlimit {
+        current: value,
+        maximum: value,
+    };
+    Ok(rustix::process::setrlimit(resource, limit)?)
+}

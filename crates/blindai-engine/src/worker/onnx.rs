@@ -1,0 +1,470 @@
+//! A look at the model before ONNX Runtime gets it, over the bytes as they lie: nothing is copied
+//! and nothing is allocated by a number that the file names.
+
+use std::collections::HashMap;
+
+use blindai_core::{Code, Error, Result};
+
+/// What the file says of its graph that ONNX Runtime does not repeat.
+pub(super) struct Graph<'a> {
+    shaped: Vec<&'a [u8]>,
+}
+
+impl Graph<'_> {
+    /// Whether the input or output states its dimensions, be there none.
+    pub(super) fn has_shape(&self, name: &str) -> bool {
+        self.shaped.contains(&name.as_bytes())
+    }
+}
+
+/// Checks that the file is an ONNX model, complete in itself, that only takes and gives tensors and
+/// stays within bounds that ONNX Runtime would follow without end.
+///
+/// # Errors
+/// [`Code::ModelInvalid`] or [`Code::ModelUnsupported`], naming the culprit.
+pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
+    if model.get(4..8) == Some(b"ORTM") {
+        let fact = "the file is in ONNX Runtime's own format";
+        return Err(Error::new(Code::ModelUnsupported, fact).with_remedy("send the ONNX file"));
+    }
+    let mut walk = Walk::default();
+    let mut functions = Vec::new();
+    let mut graphs = 0;
+    let mut shaped = Vec::new();
+    for field in fields(model) {
+        match field? {
+            (MODEL_GRAPH, Value::Bytes(graph)) => {
+                graphs += 1;
+                walk.graph(graph, 0)?;
+                check_values(graph, &mut shaped)?;
+            }
+            (MODEL_TRAINING, Value::Bytes(training)) => walk.training(training)?,
+            (MODEL_FUNCTION, Value::Bytes(function)) => functions.push(function),
+            _ => {}
+        }
+    }
+    if graphs == 0 {
+        return Err(invalid("it has no graph"));
+    }
+    walk.functions(&functions)?;
+    let called = Functions::new(&functions)?;
+    called.check_expansion(model)?;
+    Ok(Graph { shaped })
+}
+
+/// The most nodes of a model, functions expanded. The largest real graphs have a few ten thousand.
+const MOST_NODES: u64 = 1_000_000;
+/// The deepest nesting of graphs in attributes, and of functions that call each other.
+const DEEPEST: usize = 32;
+const MOST_FUNCTIONS: usize = 10_000;
+
+// Field numbers of onnx.proto.
+const MODEL_GRAPH: u64 = 7;
+const MODEL_TRAINING: u64 = 20;
+const MODEL_FUNCTION: u64 = 25;
+const TRAINING_GRAPHS: [u64; 2] = [1, 2];
+const GRAPH_NODE: u64 = 1;
+const GRAPH_INITIALIZER: u64 = 5;
+const GRAPH_INPUT: u64 = 11;
+const GRAPH_OUTPUT: u64 = 12;
+const GRAPH_SPARSE: u64 = 15;
+const NODE_OPERATOR: u64 = 4;
+const NODE_ATTRIBUTE: u64 = 5;
+const NODE_DOMAIN: u64 = 7;
+const NODE_OVERLOAD: u64 = 8;
+const ATTRIBUTE_TENSORS: [u64; 2] = [5, 10];
+const ATTRIBUTE_GRAPHS: [u64; 2] = [6, 11];
+const ATTRIBUTE_SPARSE: [u64; 2] = [22, 23];
+const SPARSE_TENSORS: [u64; 2] = [1, 2];
+const FUNCTION_NAME: u64 = 1;
+const FUNCTION_NODE: u64 = 7;
+const FUNCTION_DOMAIN: u64 = 10;
+const FUNCTION_ATTRIBUTE: u64 = 11;
+const FUNCTION_OVERLOAD: u64 = 13;
+const TENSOR_DIMS: u64 = 1;
+const TENSOR_NAME: u64 = 8;
+const TENSOR_EXTERNAL: u64 = 13;
+const TENSOR_LOCATION: u64 = 14;
+const VALUE_NAME: u64 = 1;
+const VALUE_TYPE: u64 = 2;
+const TYPE_TENSOR: u64 = 1;
+const TENSOR_SHAPE: u64 = 2;
+const OTHER_TYPES: [(u64, &str); 5] = [
+    (4, "a sequence"),
+    (5, "a map"),
+    (7, "opaque"),
+    (8, "a sparse tensor"),
+    (9, "optional"),
+];
+
+/// Visits every tensor and counts every node, functions not expanded.
+#[derive(Default)]
+struct Walk {
+    nodes: u64,
+}
+
+impl Walk {
+    fn graph(&mut self, graph: &[u8], depth: usize) -> Result<()> {
+        if depth > DEEPEST {
+            return Err(invalid(&format!(
+                "its graphs are nested over {DEEPEST} deep"
+            )));
+        }
+        for field in fields(graph) {
+            match field? {
+                (GRAPH_NODE, Value::Bytes(node)) => self.node(node, depth)?,
+                (GRAPH_INITIALIZER, Value::Bytes(tensor)) => check_tensor(tensor)?,
+                (GRAPH_SPARSE, Value::Bytes(sparse)) => check_sparse(sparse)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, node: &[u8], depth: usize) -> Result<()> {
+        self.nodes += 1;
+        if self.nodes > MOST_NODES {
+            return Err(invalid(&format!("it has over {MOST_NODES} nodes")));
+        }
+        for field in fields(node) {
+            if let (NODE_ATTRIBUTE, Value::Bytes(attribute)) = field? {
+                self.attribute(attribute, depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attribute(&mut self, attribute: &[u8], depth: usize) -> Result<()> {
+        for field in fields(attribute) {
+            let (number, Value::Bytes(bytes)) = field? else {
+                continue;
+            };
+            if ATTRIBUTE_TENSORS.contains(&number) {
+                check_tensor(bytes)?;
+            } else if ATTRIBUTE_GRAPHS.contains(&number) {
+                self.graph(bytes, depth + 1)?;
+            } else if ATTRIBUTE_SPARSE.contains(&number) {
+                check_sparse(bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn training(&mut self, training: &[u8]) -> Result<()> {
+        for field in fields(training) {
+            match field? {
+                (number, Value::Bytes(graph)) if TRAINING_GRAPHS.contains(&number) => {
+                    self.graph(graph, 0)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn functions(&mut self, functions: &[&[u8]]) -> Result<()> {
+        for function in functions {
+            for field in fields(function) {
+                match field? {
+                    (FUNCTION_NODE, Value::Bytes(node)) => self.node(node, 0)?,
+                    (FUNCTION_ATTRIBUTE, Value::Bytes(attribute)) => {
+                        self.attribute(attribute, 0)?
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The graph's own inputs and outputs: each a tensor, or of a type to be inferred.
+fn check_values<'a>(graph: &'a [u8], shaped: &mut Vec<&'a [u8]>) -> Result<()> {
+    for field in fields(graph) {
+        let (number, Value::Bytes(value)) = field? else {
+            continue;
+        };
+        let role = match number {
+            GRAPH_INPUT => "input",
+            GRAPH_OUTPUT => "output",
+            _ => continue,
+        };
+        let name = last_bytes(value, VALUE_NAME)?.unwrap_or_default();
+        for field in fields(value) {
+            if let (VALUE_TYPE, Value::Bytes(kind)) = field?
+                && check_type(role, name, kind)?
+            {
+                shaped.push(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the type states a shape.
+fn check_type(role: &str, name: &[u8], kind: &[u8]) -> Result<bool> {
+    let mut shaped = false;
+    for field in fields(kind) {
+        let (number, Value::Bytes(inner)) = field? else {
+            continue;
+        };
+        if let Some((_, kind)) = OTHER_TYPES.iter().find(|(other, _)| *other == number) {
+            let fact = format!("{role} {:?} is {kind}, not a tensor", lossy(name));
+            return Err(Error::new(Code::ModelUnsupported, fact));
+        }
+        if number == TYPE_TENSOR {
+            shaped |= last_bytes(inner, TENSOR_SHAPE)?.is_some();
+        }
+    }
+    Ok(shaped)
+}
+
+fn check_sparse(sparse: &[u8]) -> Result<()> {
+    for field in fields(sparse) {
+        match field? {
+            (number, Value::Bytes(tensor)) if SPARSE_TENSORS.contains(&number) => {
+                check_tensor(tensor)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// No data outside the file, which ONNX Runtime would look for in the file system, and no dimensions
+/// whose product overflows.
+fn check_tensor(tensor: &[u8]) -> Result<()> {
+    let mut external = false;
+    let mut elements = Some(1u64);
+    let mut dim = |value: u64| elements = elements.and_then(|n| n.checked_mul(value.max(1)));
+    for field in fields(tensor) {
+        match field? {
+            (TENSOR_EXTERNAL, Value::Bytes(_)) => external = true,
+            (TENSOR_LOCATION, Value::Number(location)) => external |= location != 0,
+            (TENSOR_DIMS, Value::Number(value)) => dim(value),
+            (TENSOR_DIMS, Value::Bytes(mut packed)) => {
+                while !packed.is_empty() {
+                    dim(number(&mut packed)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    let name = || last_bytes(tensor, TENSOR_NAME).map(|name| lossy(name.unwrap_or_default()));
+    if external {
+        let fact = format!("tensor {:?} has its data in another file", name()?);
+        return Err(Error::new(Code::ModelUnsupported, fact)
+            .with_remedy("save the model with its weights inside"));
+    }
+    // A negative dimension is a huge one here.
+    if elements.is_none_or(|elements| elements > i64::MAX as u64) {
+        return Err(invalid(&format!(
+            "tensor {:?} has impossible dimensions",
+            name()?
+        )));
+    }
+    Ok(())
+}
+
+/// The model's own functions. ONNX Runtime expands each call: forty functions that each call the
+/// next one twice make 2^40 nodes.
+struct Functions<'a> {
+    bodies: HashMap<Identifier<'a>, &'a [u8]>,
+}
+
+/// Domain, name, overload.
+type Identifier<'a> = [&'a [u8]; 3];
+
+impl<'a> Functions<'a> {
+    fn new(functions: &[&'a [u8]]) -> Result<Self> {
+        if functions.len() > MOST_FUNCTIONS {
+            return Err(invalid(&format!("it has over {MOST_FUNCTIONS} functions")));
+        }
+        let mut bodies = HashMap::new();
+        for &body in functions {
+            let fields = [FUNCTION_DOMAIN, FUNCTION_NAME, FUNCTION_OVERLOAD];
+            if bodies.insert(identifier(body, fields)?, body).is_some() {
+                return Err(invalid("two of its functions have one name"));
+            }
+        }
+        Ok(Self { bodies })
+    }
+
+    fn check_expansion(&self, model: &'a [u8]) -> Result<()> {
+        if self.bodies.is_empty() {
+            return Ok(());
+        }
+        let mut known = HashMap::new();
+        for field in fields(model) {
+            if let (MODEL_GRAPH, Value::Bytes(graph)) = field? {
+                let nodes = self.nodes(graph, GRAPH_NODE, &mut known, 0)?;
+                if nodes > MOST_NODES {
+                    let fact =
+                        format!("it has over {MOST_NODES} nodes with its functions expanded");
+                    return Err(invalid(&fact));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The nodes of a graph or function body, expanded.
+    fn nodes(
+        &self,
+        body: &'a [u8],
+        number: u64,
+        known: &mut HashMap<Identifier<'a>, u64>,
+        depth: usize,
+    ) -> Result<u64> {
+        if depth > DEEPEST {
+            let fact = format!("its functions call each other over {DEEPEST} deep");
+            return Err(invalid(&fact));
+        }
+        let mut nodes = 0u64;
+        for field in fields(body) {
+            if let (found, Value::Bytes(node)) = field?
+                && found == number
+            {
+                nodes = nodes.saturating_add(self.node(node, known, depth)?);
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn node(
+        &self,
+        node: &'a [u8],
+        known: &mut HashMap<Identifier<'a>, u64>,
+        depth: usize,
+    ) -> Result<u64> {
+        let mut nodes = 1u64;
+        for field in fields(node) {
+            let (NODE_ATTRIBUTE, Value::Bytes(attribute)) = field? else {
+                continue;
+            };
+            for field in fields(attribute) {
+                match field? {
+                    (number, Value::Bytes(graph)) if ATTRIBUTE_GRAPHS.contains(&number) => {
+                        let inner = self.nodes(graph, GRAPH_NODE, known, depth + 1)?;
+                        nodes = nodes.saturating_add(inner);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let called = identifier(node, [NODE_DOMAIN, NODE_OPERATOR, NODE_OVERLOAD])?;
+        if let Some(body) = self.bodies.get(&called) {
+            let expanded = match known.get(&called) {
+                Some(expanded) => *expanded,
+                None => self.nodes(body, FUNCTION_NODE, known, depth + 1)?,
+            };
+            known.insert(called, expanded);
+            nodes = nodes.saturating_add(expanded);
+        }
+        Ok(nodes)
+    }
+}
+
+fn identifier(message: &[u8], numbers: [u64; 3]) -> Result<Identifier<'_>> {
+    let mut parts: Identifier<'_> = [b"", b"", b""];
+    for field in fields(message) {
+        let (found, Value::Bytes(bytes)) = field? else {
+            continue;
+        };
+        if let Some(i) = numbers.iter().position(|number| *number == found) {
+            parts[i] = bytes;
+        }
+    }
+    // Two spellings of one domain.
+    if parts[0] == b"ai.onnx" {
+        parts[0] = b"";
+    }
+    Ok(parts)
+}
+
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    Other,
+}
+
+/// The fields of a protobuf message, as they come.
+fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>)>> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let field = field(&mut rest);
+        if field.is_err() {
+            rest = &[];
+        }
+        Some(field)
+    })
+}
+
+fn field<'a>(rest: &mut &'a [u8]) -> Result<(u64, Value<'a>)> {
+    let key = number(rest)?;
+    let value = match key & 7 {
+        0 => Value::Number(number(rest)?),
+        1 => take(rest, 8).map(|_| Value::Other)?,
+        2 => {
+            let length = number(rest)?;
+            Value::Bytes(take(rest, length)?)
+        }
+        5 => take(rest, 4).map(|_| Value::Other)?,
+        // Groups: ONNX has none, and nothing else exists.
+        _ => return Err(not_onnx()),
+    };
+    match key >> 3 {
+        0 => Err(not_onnx()),
+        field => Ok((field, value)),
+    }
+}
+
+fn number(rest: &mut &[u8]) -> Result<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, tail) = rest.split_first().ok_or_else(not_onnx)?;
+        *rest = tail;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(not_onnx())
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: u64) -> Result<&'a [u8]> {
+    let length = usize::try_from(length).map_err(|_| not_onnx())?;
+    let (taken, tail) = rest.split_at_checked(length).ok_or_else(not_onnx)?;
+    *rest = tail;
+    Ok(taken)
+}
+
+/// The bytes of a field; as protobuf has it, the last one counts.
+fn last_bytes(message: &[u8], number: u64) -> Result<Option<&[u8]>> {
+    let mut last = None;
+    for field in fields(message) {
+        match field? {
+            (found, Value::Bytes(bytes)) if found == number => last = Some(bytes),
+            _ => {}
+        }
+    }
+    Ok(last)
+}
+
+fn lossy(name: &[u8]) -> String {
+    String::from_utf8_lossy(&name[..name.len().min(128)]).into_owned()
+}
+
+fn not_onnx() -> Error {
+    invalid("it is cut short, or not ONNX")
+}
+
+fn invalid(fact: &str) -> Error {
+    Error::new(
+        Code::ModelInvalid,
+        format!("the file is not a model that can be run: {fact}"),
+    )
+}

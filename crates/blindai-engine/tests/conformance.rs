@@ -1,0 +1,371 @@
+//! What every engine must do, over the public API only.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blindai_core::{Code, DType, Dim, NamedTensor, Tensor};
+use blindai_engine::{Engine, EngineOptions};
+use support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_and_every_rank_comes_back_unchanged() {
+    let engine = Engine::new(options()).unwrap();
+    for &dtype in DType::ALL {
+        let file = model_file(&model_bytes(&format!("identity_{dtype}")));
+        let model = engine.load(file).await.unwrap();
+        assert_eq!(model.signature().inputs[0].dtype, dtype);
+        assert_eq!(model.signature().inputs[0].shape, None);
+        let shapes: [&[usize]; 6] = [&[], &[1], &[2, 3], &[0], &[4, 0, 2], &[1, 1, 2, 1, 3]];
+        for shape in shapes {
+            let input = NamedTensor::new("x", some_tensor(dtype, shape));
+            let outputs = run(&model, vec![input.clone()]).await.unwrap();
+            assert_eq!(outputs.len(), 1);
+            assert_eq!(outputs[0].name, "y");
+            assert_eq!(outputs[0].tensor, input.tensor, "{dtype} {shape:?}");
+        }
+    }
+}
+
+/// Not all alike, and with patterns (NaN, zero bytes in strings, the largest integers) that must
+/// survive.
+fn some_tensor(dtype: DType, shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    let Some(size) = dtype.size() else {
+        let strings: Vec<_> = ["", "é\0\u{1f916}", "tail\0"]
+            .into_iter()
+            .cycle()
+            .take(count)
+            .collect();
+        return Tensor::from_strings(shape.to_vec(), &strings).unwrap();
+    };
+    let byte = |i: usize| match dtype {
+        DType::Bool => (i % 2) as u8,
+        _ => 0xff - (i * 7 % 251) as u8,
+    };
+    let data: Vec<u8> = (0..count * size).map(byte).collect();
+    Tensor::new(dtype, shape.to_vec(), data.into()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_inputs_outputs_defaults_and_sizes() {
+    let model = load("two_by_two").await;
+    let signature = model.signature();
+    let names: Vec<_> = signature
+        .inputs
+        .iter()
+        .map(|spec| (&*spec.name, spec.optional))
+        .collect();
+    assert_eq!(names, [("a", false), ("b", false), ("scale", true)]);
+    let batch = Dim::Symbolic("batch".into());
+    assert_eq!(signature.inputs[0].shape, Some(vec![batch, Dim::Fixed(3)]));
+
+    for batch in [1, 5, 2] {
+        let values: Vec<f32> = (0..batch * 3).map(|i| i as f32).collect();
+        let inputs = vec![
+            f32s("b", &[batch, 3], &values),
+            f32s("a", &[batch, 3], &values),
+        ];
+        let outputs = run(&model, inputs).await.unwrap();
+        let twice: Vec<f32> = values.iter().map(|value| value * 2.0).collect();
+        let tenfold: Vec<f32> = values.iter().map(|value| value * 10.0).collect();
+        assert_eq!(outputs[0], f32s("sum", &[batch, 3], &twice));
+        assert_eq!(outputs[1], f32s("scaled", &[batch, 3], &tenfold));
+    }
+
+    let a = f32s("a", &[1, 3], &[1.0, 2.0, 3.0]);
+    let b = f32s("b", &[1, 3], &[0.0; 3]);
+    let inputs = vec![a, b, f32s("scale", &[1], &[3.0])];
+    let wanted = ["scaled".to_owned()];
+    let outputs = model.run(inputs, &wanted, PATIENCE).await.unwrap();
+    assert_eq!(outputs, [f32s("scaled", &[1, 3], &[3.0, 6.0, 9.0])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_the_signature_is_refused() {
+    let options = EngineOptions {
+        input_bytes: 4096,
+        output_bytes: 4096,
+        ..options()
+    };
+    let model = load_with(options, "two_by_two").await;
+    let good = || vec![f32s("a", &[1, 3], &[0.0; 3]), f32s("b", &[1, 3], &[0.0; 3])];
+    let with = |name: &str, tensor: NamedTensor| {
+        let mut inputs = good();
+        inputs.retain(|input| input.name != name);
+        inputs.push(tensor);
+        inputs
+    };
+    let large = f32s("a", &[400, 3], &[0.0; 1200]);
+    let cases = [
+        (vec![], Code::InputMissing),
+        (with("", f32s("z", &[1], &[0.0])), Code::InputUnknown),
+        (with("a", i64s("a", &[1, 3], &[0; 3])), Code::InputDType),
+        (with("a", f32s("a", &[1, 4], &[0.0; 4])), Code::InputShape),
+        (with("a", f32s("a", &[3], &[0.0; 3])), Code::InputShape),
+        (with("a", large), Code::BodyTooLarge),
+    ];
+    for (inputs, code) in cases {
+        assert_eq!(run(&model, inputs).await.unwrap_err().code(), code);
+    }
+    let unknown = model.run(good(), &["nope".into()], PATIENCE).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::OutputUnknown);
+    let twice = model
+        .run(good(), &["sum".into(), "sum".into()], PATIENCE)
+        .await;
+    assert_eq!(twice.unwrap_err().code(), Code::InvalidRequest);
+    run(&model, good()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_names_the_node_and_not_the_values() {
+    let model = load("gather").await;
+    let inputs = |index| {
+        vec![
+            f32s("data", &[2], &[1.0, 2.0]),
+            i64s("index", &[1], &[index]),
+        ]
+    };
+    let error = run(&model, inputs(918_273)).await.unwrap_err();
+    assert_eq!(error.code(), Code::ModelFailed);
+    assert!(error.fact().contains("\"pick\" (Gather)"), "{error}");
+    assert!(!error.to_string().contains("918273"), "{error}");
+    assert_eq!(
+        run(&model, inputs(1)).await.unwrap(),
+        [f32s("y", &[1], &[2.0])]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_no_models_are_refused_and_say_why() {
+    let engine = Engine::new(options()).unwrap();
+    let whole = model_bytes("two_by_two");
+    let mut ort_format = vec![0; 64];
+    ort_format[4..8].copy_from_slice(b"ORTM");
+    let cases = [
+        (vec![], Code::ModelInvalid, "no graph"),
+        (
+            b"GIF89a, not a model at all".to_vec(),
+            Code::ModelInvalid,
+            "not ONNX",
+        ),
+        (
+            whole[..whole.len() / 2].to_vec(),
+            Code::ModelInvalid,
+            "cut short",
+        ),
+        (
+            whole[..whole.len() - 1].to_vec(),
+            Code::ModelInvalid,
+            "cut short",
+        ),
+        (ort_format, Code::ModelUnsupported, "own format"),
+        (
+            model_bytes("external"),
+            Code::ModelUnsupported,
+            "\"weights\"",
+        ),
+        (
+            model_bytes("external_in_branch"),
+            Code::ModelUnsupported,
+            "\"weights\"",
+        ),
+        (
+            model_bytes("external_in_function"),
+            Code::ModelUnsupported,
+            "\"weights\"",
+        ),
+        (
+            model_bytes("sequence_output"),
+            Code::ModelUnsupported,
+            "\"y\" is a sequence",
+        ),
+        (
+            model_bytes("custom_operator"),
+            Code::ModelUnsupported,
+            "Frobnicate",
+        ),
+        (
+            model_bytes("function_bomb"),
+            Code::ModelInvalid,
+            "functions expanded",
+        ),
+    ];
+    for (bytes, code, words) in cases {
+        let error = engine.load(model_file(&bytes)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.fact().contains(words), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_never_takes_the_engine_down() {
+    let engine = Engine::new(options()).unwrap();
+    let whole = model_bytes("two_by_two");
+    let mut refused = 0;
+    for position in (0..whole.len()).step_by(whole.len() / 40) {
+        let mut bytes = whole.clone();
+        bytes[position] ^= 1 << (position % 8);
+        match engine.load(model_file(&bytes)).await {
+            // A name, say: the model is another, but a model.
+            Ok(_) => {}
+            Err(error) => {
+                assert_ne!(error.code(), Code::Internal, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    engine.load(model_file(&whole)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_costs_one_request() {
+    let model = load("div").await;
+    let inputs = |a, b| vec![i64s("a", &[1], &[a]), i64s("b", &[1], &[b])];
+    for _ in 0..2 {
+        let error = run(&model, inputs(i64::MIN, -1)).await.unwrap_err();
+        assert_eq!(error.code(), Code::WorkerCrashed, "{error}");
+        let outputs = run(&model, inputs(42, -2)).await.unwrap();
+        assert_eq!(outputs, [i64s("y", &[1], &[-21])]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_model_ends_at_the_deadline() {
+    let model = load("loop").await;
+    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
+    let worker = model.worker_pid();
+    let error = model
+        .run(inputs(1 << 62), &[], Duration::from_millis(300))
+        .await;
+    assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(
+        run(&model, inputs(3)).await.unwrap(),
+        [f32s("y", &[1], &[0.0])]
+    );
+    assert_eq!(model.worker_pid(), worker, "a word was enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_listen_is_replaced() {
+    let options = EngineOptions {
+        grace: Duration::ZERO,
+        ..options()
+    };
+    let model = load_with(options, "loop").await;
+    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
+    let worker = model.worker_pid();
+    let error = model
+        .run(inputs(1 << 62), &[], Duration::from_millis(100))
+        .await;
+    assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(
+        run(&model, inputs(3)).await.unwrap(),
+        [f32s("y", &[1], &[0.0])]
+    );
+    assert_ne!(model.worker_pid(), worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_future_cancels() {
+    let model = load("loop").await;
+    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
+    let endless = run(&model, inputs(1 << 62));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), endless)
+            .await
+            .is_err()
+    );
+    // Were it still running, this would wait for ever.
+    assert_eq!(
+        run(&model, inputs(1)).await.unwrap(),
+        [f32s("y", &[1], &[0.0])]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_limited() {
+    let options = EngineOptions {
+        memory_bytes: 64 << 20,
+        output_bytes: 1 << 20,
+        ..options()
+    };
+    let engine = Engine::new(options).unwrap();
+    let inside = engine.load(model_file(&model_bytes("fill"))).await.unwrap();
+    let shape = |floats: i64| vec![i64s("shape", &[1], &[floats])];
+    for floats in [1 << 28, 1 << 40, 1 << 61] {
+        let error = run(&inside, shape(floats)).await.unwrap_err();
+        assert!(
+            [Code::ModelMemory, Code::ModelFailed].contains(&error.code()),
+            "{error}"
+        );
+        assert_eq!(
+            run(&inside, shape(1 << 20)).await.unwrap(),
+            [f32s("y", &[], &[0.0])]
+        );
+    }
+    let error = run(&inside, shape(1 << 28)).await.unwrap_err();
+    assert_eq!(error.code(), Code::ModelMemory, "{error}");
+
+    let outside = engine
+        .load(model_file(&model_bytes("fill_out")))
+        .await
+        .unwrap();
+    let error = run(&outside, shape(1 << 20)).await.unwrap_err();
+    assert_eq!(error.code(), Code::ModelMemory, "{error}");
+    assert!(error.fact().contains("outputs"), "{error}");
+    let outputs = run(&outside, shape(1 << 18)).await.unwrap();
+    assert_eq!(outputs, [f32s("y", &[1 << 18], &[0.0; 1 << 18])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_queue_and_the_queue_ends() {
+    let options = EngineOptions {
+        queue: 2,
+        ..options()
+    };
+    let model = Arc::new(load_with(options, "loop").await);
+    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
+    let request = |rounds| {
+        let model = model.clone();
+        tokio::spawn(async move { run(&model, inputs(rounds)).await })
+    };
+    let endless = request(1 << 62);
+    let waiting = [request(1), request(2)];
+    let started = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        match model
+            .run(inputs(1), &[], Duration::ZERO)
+            .await
+            .unwrap_err()
+            .code()
+        {
+            Code::TooManyRequests => break,
+            code => assert_eq!(code, Code::DeadlineExceeded),
+        }
+        assert!(started.elapsed() < PATIENCE, "the queue never fills");
+    }
+    endless.abort();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_do_not_wait_for_each_other() {
+    let engine = Engine::new(options()).unwrap();
+    let busy = engine.load(model_file(&model_bytes("loop"))).await.unwrap();
+    let free = engine
+        .load(model_file(&model_bytes("gather")))
+        .await
+        .unwrap();
+    let endless = vec![i64s("rounds", &[], &[1 << 62]), f32s("start", &[1], &[0.0])];
+    let quick = vec![f32s("data", &[2], &[1.0, 2.0]), i64s("index", &[1], &[0])];
+    tokio::select! {
+        _ = run(&busy, endless) => panic!("an endless model ended"),
+        answer = run(&free, quick) => assert_eq!(answer.unwrap(), [f32s("y", &[1], &[1.0])]),
+    }
+}

@@ -1,0 +1,86 @@
+//! What the tests of the engine share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blindai_core::{DType, NamedTensor, Result, Tensor};
+use blindai_engine::{Engine, EngineOptions, LoadedModel, ModelFile, ModelWriter, WorkerCommand};
+
+/// Long enough for every run that is to succeed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn onnxruntime() -> PathBuf {
+    let path = std::env::var_os("BLINDAI_ONNXRUNTIME").map_or_else(
+        || in_crate("../../.cache/onnxruntime/libonnxruntime.so.1.28.0"),
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "ONNX Runtime is not at {}: run tools/onnxruntime.py, or set BLINDAI_ONNXRUNTIME",
+        path.display()
+    );
+    path
+}
+
+/// Two compute threads everywhere, so that results and failures do not depend on the machine.
+pub fn options() -> EngineOptions {
+    EngineOptions {
+        worker: WorkerCommand {
+            program: env!("CARGO_BIN_EXE_blindai-worker").into(),
+            arguments: vec![],
+        },
+        threads: 2,
+        ..EngineOptions::new(onnxruntime())
+    }
+}
+
+pub fn model_bytes(name: &str) -> Vec<u8> {
+    std::fs::read(in_crate("testdata").join(format!("{name}.onnx"))).unwrap()
+}
+
+pub fn model_file(bytes: &[u8]) -> Arc<ModelFile> {
+    let mut writer = ModelWriter::new(1 << 30).unwrap();
+    writer.write(bytes).unwrap();
+    Arc::new(writer.finish().unwrap())
+}
+
+pub async fn load_with(options: EngineOptions, name: &str) -> LoadedModel {
+    let engine = Engine::new(options).unwrap();
+    engine.load(model_file(&model_bytes(name))).await.unwrap()
+}
+
+pub async fn load(name: &str) -> LoadedModel {
+    load_with(options(), name).await
+}
+
+/// Runs for all outputs.
+pub async fn run(model: &LoadedModel, inputs: Vec<NamedTensor>) -> Result<Vec<NamedTensor>> {
+    model.run(inputs, &[], PATIENCE).await
+}
+
+pub fn f32s(name: &str, shape: &[usize], values: &[f32]) -> NamedTensor {
+    let data: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    NamedTensor::new(
+        name,
+        Tensor::new(DType::F32, shape.to_vec(), data.into()).unwrap(),
+    )
+}
+
+pub fn i64s(name: &str, shape: &[usize], values: &[i64]) -> NamedTensor {
+    let data: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    NamedTensor::new(
+        name,
+        Tensor::new(DType::I64, shape.to_vec(), data.into()).unwrap(),
+    )
+}
+
+fn in_crate(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
