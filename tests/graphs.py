@@ -70,6 +70,12 @@ def divide() -> bytes:
     return model([node], inputs, [value("y", INT64, ["n"])])
 
 
+def divide_floats() -> bytes:
+    """`y = x / x`: NaN for zero."""
+    node = helper.make_node("Div", ["x", "x"], ["y"])
+    return model([node], [value("x", FLOAT, ["n"])], [value("y", FLOAT, ["n"])])
+
+
 def external(location: str) -> bytes:
     """A model whose weights lie in another file."""
     weight = TensorProto(name="w", data_type=FLOAT, dims=[4])
