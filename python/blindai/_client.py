@@ -1,0 +1,208 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from blindai import _native
+from blindai._connect import prepare_connect, refuse_closed
+from blindai._errors import InvalidInputError
+from blindai._models import Model, Progress, Source, prepare_upload
+from blindai._report import Report
+from blindai._tensors import Array, decode, encode, needs_signature
+
+
+def connect(
+    address: str = "localhost:50051",
+    *,
+    simulation: bool = False,
+    policy: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+) -> Client:
+    """Verifies a server and connects to it.
+
+    Nothing is sent before the server has proved, by hardware evidence bound to the connection's
+    key, that it runs what the policy accepts.
+
+    Args:
+        address: ``host`` or ``host:port`` of the attested port.
+        simulation: accept simulated evidence. It protects nothing and warns so, once per process.
+        policy: path of a policy file (TOML): which code on which hardware to accept.
+        timeout: seconds that connecting and each request may take, and that an upload may stand
+            still; by default 10 to connect and 300 for a request.
+
+    Raises:
+        AttestationError: the server did not prove what the policy asks for.
+        PolicyError: the policy cannot be read or accepts nothing, or there is none.
+        ConnectionError: there is no server.
+    """
+    return Client(_native.connect(*prepare_connect(address, simulation, policy, timeout)))
+
+
+class Client:
+    """A connection to a verified server; made by `blindai.connect`.
+
+    It may be used from several threads at once. Close it, or use it in a ``with`` block.
+    """
+
+    def __init__(self, native: _native.Client) -> None:
+        self._open: _native.Client | None = native
+        self._report = Report(*native.report())
+        self._known: dict[tuple[str, str | None], Model] = {}
+        #: The models on the server.
+        self.models = Models(self)
+
+    @property
+    def report(self) -> Report:
+        """What was verified when the connection was made."""
+        return self._report
+
+    def infer(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        *,
+        version: str | None = None,
+        outputs: Iterable[str] | None = None,
+    ) -> dict[str, Array]:
+        """Runs a model.
+
+        Args:
+            name: the model's name.
+            inputs: an array per input. numpy arrays, and what numpy reads without a copy, are sent
+                as they are: a wrong dtype is an error, never a cast. Python numbers, texts and
+                lists of them become the model's dtype. Do not change an array during the call.
+            version: the model's version; None for the latest.
+            outputs: the names of the outputs to return; None for all.
+
+        Returns:
+            An array per output, in the model's order. Strings are object arrays of str. BF16 is
+            ``ml_dtypes.bfloat16`` when that package is installed, else float32 of equal values.
+
+        Raises:
+            InvalidInputError: an input is missing, unknown, or of another dtype or shape.
+            ModelError: there is no such model, or it failed on this input.
+            ServerError: the server cannot answer now.
+            AttestationError: the server's evidence has expired and it has no new one.
+            ConnectionError: the connection broke, or this client is closed.
+        """
+        if not needs_signature(inputs):
+            return self._run(name, inputs, version, outputs, None)
+        model = self._known.get((name, version)) or self.models.get(name, version)
+        try:
+            return self._run(name, inputs, version, outputs, model)
+        except InvalidInputError:
+            # The name may hold another model by now.
+            fresh = self.models.get(name, version)
+            if fresh.digest == model.digest:
+                raise
+            return self._run(name, inputs, version, outputs, fresh)
+
+    def attest(self) -> Report:
+        """Asks the server for evidence made now, for a random nonce, and verifies it.
+
+        Raises:
+            AttestationError: the server did not prove what the policy asks for.
+        """
+        return Report(*self._native().attest())
+
+    def ready(self) -> bool:
+        """Whether the server can answer requests now."""
+        return self._native().ready()
+
+    def close(self) -> None:
+        """Ends the connection. Requests on other threads come to their end."""
+        self._open = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<blindai.Client {'open' if self._open else 'closed'}>"
+
+    def _native(self) -> _native.Client:
+        return self._open or refuse_closed()
+
+    def _run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        version: str | None,
+        outputs: Iterable[str] | None,
+        model: Model | None,
+    ) -> dict[str, Array]:
+        wire = encode(inputs, model.signature if model else None)
+        return decode(self._native().infer(name, version, wire, list(outputs or ())))
+
+
+class Models:
+    """The models on a server; ``client.models``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def upload(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        progress: bool | Progress | None = None,
+    ) -> Model:
+        """Sends an ONNX model; it is streamed, never in memory as a whole.
+
+        Args:
+            source: the path of the file, or the model itself as bytes.
+            name: what to call it; the file's name without its extension by default.
+            version: None for the server's next one.
+            progress: True or False for a bar on standard error, by default when that is a
+                terminal; or a function of the bytes sent so far and the bytes in all. It is called
+                from another thread; an exception in it ends the upload.
+
+        Raises:
+            ModelError: not a valid or supported model, or the name and version hold another one.
+            InvalidInputError: the name cannot be one, or the model is over the server's limit.
+        """
+        path_or_bytes, name, callback = prepare_upload(source, name, progress)
+        native = self._client._native()
+        return self._keep(native.upload(name, version, path_or_bytes, callback), version)
+
+    def list(self) -> builtins.list[Model]:
+        """Every model that the server holds."""
+        return [Model._from_json(info) for info in json.loads(self._client._native().models())]
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """One model, with its signature; the latest version when none is given.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        return self._keep(self._client._native().model(name, version), version)
+
+    def delete(self, name: str, version: str | None = None) -> builtins.list[Model]:
+        """Deletes one version of a model, or all of them; answers what was deleted.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        deleted = json.loads(self._client._native().delete(name, version))
+        self._client._known.clear()
+        return [Model._from_json(info) for info in deleted]
+
+    def _keep(self, document: str, version: str | None) -> Model:
+        model = Model._from_json(json.loads(document))
+        self._client._known[model.name, version] = model
+        return model

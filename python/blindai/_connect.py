@@ -1,0 +1,49 @@
+"""What both clients do before they connect and after they are closed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import NoReturn, Optional
+
+from blindai._errors import ConnectionError, InvalidInputError, SimulationWarning
+
+#: The arguments of the native `connect`.
+Arguments = tuple[str, bool, Optional[str], Optional[float]]
+
+
+def prepare_connect(
+    address: str,
+    simulation: bool,
+    policy: str | os.PathLike[str] | None,
+    timeout: float | None,
+) -> Arguments:
+    """The arguments of the native `connect`; warns when simulation is accepted."""
+    if timeout is not None and not 0 < timeout < _LONGEST_SECONDS:
+        fact = f"the timeout is {timeout!r} seconds"
+        raise InvalidInputError("invalid-request", fact, "pass a positive number of seconds")
+    if simulation:
+        _warn_once()
+    return address, bool(simulation), None if policy is None else os.fspath(policy), timeout
+
+
+def refuse_closed() -> NoReturn:
+    """The end of every call on a closed client."""
+    raise ConnectionError("client-closed", "this client is closed", "connect again")
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        warnings.warn(
+            "SIMULATION PROTECTS NOTHING: whoever runs the server, and whoever sits between, can "
+            "read everything you send to it. Use it with test data only; for real data connect to "
+            "TEE hardware with policy=…",
+            SimulationWarning,
+            stacklevel=4,
+        )
+        _warned = True
+
+
+_warned = False
+_LONGEST_SECONDS = 1e9

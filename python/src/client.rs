@@ -1,0 +1,230 @@
+//! The two classes of the module: one waits for its answers, one gives futures.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3_async_runtimes::tokio::future_into_py;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::error::inside_runtime;
+use crate::tensor::{Input, Outputs};
+use crate::verbs::{self, Connect, Id, Report, Source};
+
+/// Verifies a server and connects to it.
+#[pyfunction]
+pub fn connect(
+    py: Python<'_>,
+    address: String,
+    simulation: bool,
+    policy: Option<PathBuf>,
+    timeout: Option<f64>,
+) -> PyResult<Client> {
+    let events = Events::new()?;
+    let connect = Connect {
+        address,
+        simulation,
+        policy,
+        timeout,
+    };
+    let client = events.wait(py, connect.run())?;
+    Ok(Client { client, events })
+}
+
+/// Verifies a server and connects to it.
+#[pyfunction]
+pub fn connect_async(
+    py: Python<'_>,
+    address: String,
+    simulation: bool,
+    policy: Option<PathBuf>,
+    timeout: Option<f64>,
+) -> PyResult<Bound<'_, PyAny>> {
+    let connect = Connect {
+        address,
+        simulation,
+        policy,
+        timeout,
+    };
+    future_into_py(py, async { Ok(AsyncClient(connect.run().await?)) })
+}
+
+/// A client that waits for each answer.
+///
+/// The event loop runs on the calling thread, so that a round trip changes no thread.
+#[pyclass(frozen, module = "blindai._native")]
+pub struct Client {
+    // In front of the event loop: its connections end first.
+    client: blindai_client::Client,
+    events: Events,
+}
+
+#[pymethods]
+impl Client {
+    fn report(&self) -> Report {
+        verbs::report(&self.client.report())
+    }
+
+    fn attest(&self, py: Python<'_>) -> PyResult<Report> {
+        self.events.wait(py, verbs::attest(self.client.clone()))
+    }
+
+    fn ready(&self, py: Python<'_>) -> PyResult<bool> {
+        self.events.wait(py, verbs::ready(self.client.clone()))
+    }
+
+    fn infer(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        version: Option<&str>,
+        inputs: Vec<Input<'_>>,
+        outputs: Vec<String>,
+    ) -> PyResult<Outputs> {
+        let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
+        self.events
+            .wait(py, verbs::infer(self.client.clone(), id, request))
+    }
+
+    fn upload(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        version: Option<&str>,
+        source: Source,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let id = Id::parse(name, version)?;
+        self.events
+            .wait(py, verbs::upload(self.client.clone(), id, source, progress))
+    }
+
+    fn models(&self, py: Python<'_>) -> PyResult<String> {
+        self.events.wait(py, verbs::models(self.client.clone()))
+    }
+
+    fn model(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
+        let id = Id::parse(name, version)?;
+        self.events.wait(py, verbs::model(self.client.clone(), id))
+    }
+
+    fn delete(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
+        let id = Id::parse(name, version)?;
+        self.events.wait(py, verbs::delete(self.client.clone(), id))
+    }
+}
+
+/// A client whose methods give futures for asyncio.
+#[pyclass(frozen, module = "blindai._native")]
+pub struct AsyncClient(blindai_client::Client);
+
+#[pymethods]
+impl AsyncClient {
+    fn report(&self) -> Report {
+        verbs::report(&self.0.report())
+    }
+
+    fn attest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        future_into_py(py, verbs::attest(self.0.clone()))
+    }
+
+    fn ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        future_into_py(py, verbs::ready(self.0.clone()))
+    }
+
+    fn infer<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        version: Option<&str>,
+        inputs: Vec<Input<'py>>,
+        outputs: Vec<String>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
+        future_into_py(py, verbs::infer(self.0.clone(), id, request))
+    }
+
+    fn upload<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        version: Option<&str>,
+        source: Source,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let id = Id::parse(name, version)?;
+        future_into_py(py, verbs::upload(self.0.clone(), id, source, progress))
+    }
+
+    fn models<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        future_into_py(py, verbs::models(self.0.clone()))
+    }
+
+    fn model<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        version: Option<&str>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let id = Id::parse(name, version)?;
+        future_into_py(py, verbs::model(self.0.clone(), id))
+    }
+
+    fn delete<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        version: Option<&str>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let id = Id::parse(name, version)?;
+        future_into_py(py, verbs::delete(self.0.clone(), id))
+    }
+}
+
+/// An event loop without a thread of its own.
+struct Events(Option<Runtime>);
+
+impl Events {
+    fn new() -> PyResult<Self> {
+        Ok(Self(Some(
+            Builder::new_current_thread().enable_all().build()?,
+        )))
+    }
+
+    /// Waits without the GIL. Ctrl-C ends the wait and drops the work.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl Future<Output = PyResult<T>> + Send,
+    ) -> PyResult<T> {
+        match &self.0 {
+            Some(runtime) if Handle::try_current().is_err() => {
+                py.detach(|| runtime.block_on(interruptible(work)))
+            }
+            _ => Err(inside_runtime()),
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // A plain drop waits for threads, which panics when Python collects garbage inside a
+        // future.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn interruptible<T>(work: impl Future<Output = PyResult<T>>) -> PyResult<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(SIGNAL_PERIOD, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => Python::attach(|py| py.check_signals())?,
+        }
+    }
+}
+
+/// How long Ctrl-C may go unheard.
+const SIGNAL_PERIOD: Duration = Duration::from_millis(100);

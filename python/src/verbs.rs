@@ -1,0 +1,236 @@
+//! The verbs of the client, with arguments and answers as Python has them.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use blindai_client::{
+    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Rejection,
+    Upload, VerifiedReport,
+};
+use blindai_core::oip::RequestedOutput;
+use blindai_verify::RejectionCode;
+use bytes::Bytes;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::error::{self, refused, to_python};
+use crate::tensor::{Input, Outputs};
+
+/// A report as JSON and as a table.
+pub type Report = (String, String);
+
+/// What a connection is made with.
+pub struct Connect {
+    pub address: String,
+    pub simulation: bool,
+    pub policy: Option<PathBuf>,
+    pub timeout: Option<f64>,
+}
+
+impl Connect {
+    pub async fn run(self) -> PyResult<Client> {
+        let policy = self.read_policy()?;
+        let mut options = ConnectOptions::new(policy);
+        if let Some(limit) = self.timeout.map(Duration::from_secs_f64) {
+            options = options.connect_timeout(limit).request_timeout(limit);
+        }
+        let connected = Client::connect(&self.address, options).await;
+        connected.map_err(|error| self.explain(error))
+    }
+
+    fn read_policy(&self) -> PyResult<Policy> {
+        let Some(path) = &self.policy else {
+            return Ok(match self.simulation {
+                true => Policy::dangerous().accept_simulation(),
+                false => Policy::from_toml(NOBODY).expect("a policy"),
+            });
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let fact = format!("{}: {error}", path.display());
+            error::policy("policy-unreadable", &fact, "pass the path of a policy file")
+        })?;
+        let policy = Policy::from_toml(&text).map_err(|error| {
+            let fact = format!("{}: {error}", path.display());
+            error::policy("policy-invalid", &fact, "")
+        })?;
+        Ok(if self.simulation {
+            policy.dangerous_accept_simulation()
+        } else {
+            policy
+        })
+    }
+
+    /// Without a policy, that the server runs something else than nothing is not its fault.
+    fn explain(&self, error: ClientError) -> PyErr {
+        let code = error.rejection().map(Rejection::code);
+        let unnamed = self.policy.is_none() && code == Some(RejectionCode::MeasurementMismatch);
+        if !unnamed {
+            return to_python(error);
+        }
+        let fact = "no policy says which code to trust";
+        error::policy(
+            "policy-missing",
+            fact,
+            "pass policy=, the path of a policy file",
+        )
+    }
+}
+
+pub fn report(report: &VerifiedReport) -> Report {
+    (report.to_json().to_string(), report.to_string())
+}
+
+pub async fn attest(client: Client) -> PyResult<Report> {
+    let (_, verified) = client.attest().await.map_err(to_python)?;
+    Ok(report(&verified))
+}
+
+pub async fn ready(client: Client) -> PyResult<bool> {
+    client.ready().await.map_err(to_python)
+}
+
+/// A model's name and version, checked.
+pub struct Id(ModelName, Option<ModelVersion>);
+
+impl Id {
+    pub fn parse(name: &str, version: Option<&str>) -> PyResult<Self> {
+        let version = version.map(str::parse).transpose().map_err(refused)?;
+        Ok(Self(name.parse().map_err(refused)?, version))
+    }
+}
+
+/// Reads the inputs; their buffers stay numpy's.
+pub fn request(inputs: Vec<Input<'_>>, outputs: Vec<String>) -> PyResult<InferRequest> {
+    let inputs = inputs.into_iter().map(Input::into_tensor);
+    let mut request = InferRequest::new(inputs.collect::<PyResult<_>>()?);
+    let wanted = outputs.into_iter();
+    request.outputs = wanted
+        .map(|name| RequestedOutput { name, format: None })
+        .collect();
+    Ok(request)
+}
+
+pub async fn infer(client: Client, id: Id, request: InferRequest) -> PyResult<Outputs> {
+    let answer = client.infer(&id.0, id.1.as_ref(), &request).await;
+    Ok(Outputs(answer.map_err(to_python)?.outputs))
+}
+
+#[derive(FromPyObject)]
+pub enum Source {
+    Path(PathBuf),
+    Bytes(PyBackedBytes),
+}
+
+pub async fn upload(
+    client: Client,
+    id: Id,
+    source: Source,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let mut upload = match source {
+        Source::Path(path) => Upload::file(&id.0, path),
+        Source::Bytes(bytes) => Upload::bytes(&id.0, Bytes::from_owner(bytes)),
+    };
+    if let Some(version) = id.1 {
+        upload = upload.version(version);
+    }
+    let Some(callback) = progress else {
+        return json(client.upload(upload).await);
+    };
+    let observer = Arc::new(Observer::new(callback));
+    let observed = observer.clone();
+    let upload = upload.progress(Arc::new(move |sent, total| observed.tell(sent, total)));
+    tokio::select! {
+        done = client.upload(upload) => json(done),
+        error = observer.failed() => Err(error),
+    }
+}
+
+pub async fn models(client: Client) -> PyResult<String> {
+    json(client.models().await)
+}
+
+pub async fn model(client: Client, id: Id) -> PyResult<String> {
+    json(client.model(&id.0, id.1.as_ref()).await)
+}
+
+pub async fn delete(client: Client, id: Id) -> PyResult<String> {
+    json(client.delete(&id.0, id.1.as_ref()).await)
+}
+
+fn json(answer: Result<impl Serialize, ClientError>) -> PyResult<String> {
+    let answer = answer.map_err(to_python)?;
+    // What came as JSON goes as JSON.
+    Ok(serde_json::to_string(&answer).expect("an answer is JSON"))
+}
+
+/// A Python function that watches an upload, and the exception it raised.
+struct Observer {
+    callback: Py<PyAny>,
+    last_call: Mutex<Option<Instant>>,
+    error: Mutex<Option<PyErr>>,
+    failed: Notify,
+}
+
+impl Observer {
+    fn new(callback: Py<PyAny>) -> Self {
+        Self {
+            callback,
+            last_call: Mutex::new(None),
+            error: Mutex::new(None),
+            failed: Notify::new(),
+        }
+    }
+
+    fn tell(&self, sent: u64, total: u64) {
+        if sent < total && !self.due() {
+            return;
+        }
+        if let Err(error) = Python::attach(|py| self.callback.call1(py, (sent, total))) {
+            *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.failed.notify_one();
+        }
+    }
+
+    // Each call takes the GIL, and the upload waits for it.
+    fn due(&self) -> bool {
+        let mut last = self
+            .last_call
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+
+    async fn failed(&self) -> PyErr {
+        loop {
+            self.failed.notified().await;
+            let error = self
+                .error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(error) = error {
+                return error;
+            }
+        }
+    }
+}
+
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+/// The policy of a caller who gives none: no code has these measurements, so whatever the server
+/// proves, it is refused, and the refusal says what it is.
+const NOBODY: &str = r#"
+tee = ["sgx", "tdx"]
+sgx.mrenclave = ["0000000000000000000000000000000000000000000000000000000000000000"]
+[tdx]
+mrtd = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
+rtmr1 = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
+rtmr2 = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
+"#;
