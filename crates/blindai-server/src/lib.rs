@@ -1,1 +1,21 @@
+//! The BlindAI server: models behind a TLS port whose key the hardware vouches for.
+//!
+//! [`Server::start`] builds everything that can fail (configuration, library, ports, evidence);
+//! [`Server::run`] serves until it is told to stop. [`service::Service`] is the product: its
+//! methods are the verbs, and [`api`] spells them.
+//!
+//! What is *not* protected: that requests happen, when, how large they are and how long they take.
+#![forbid(unsafe_code)]
 
+pub mod api;
+mod budget;
+pub mod config;
+mod http;
+mod identity;
+mod registry;
+pub mod service;
+mod start;
+mod tls;
+
+pub use config::{Config, ConfigError};
+pub use start::{Server, StartError, StartKind};

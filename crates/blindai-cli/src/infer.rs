@@ -1,0 +1,128 @@
+//! `blindai infer`
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use blindai_client::InferRequest;
+use blindai_core::{ModelName, ModelVersion, NamedTensor};
+use clap::Args;
+use serde_json::json;
+
+use crate::connection::Connection;
+use crate::{npy, output};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The model's name.
+    name: ModelName,
+    /// The model's version; the newest by default.
+    #[arg(long)]
+    version: Option<ModelVersion>,
+    /// An input and the file that holds it; repeat for each input.
+    #[arg(long = "input", value_name = "NAME=FILE.npy", required = true, value_parser = assignment)]
+    inputs: Vec<(String, PathBuf)>,
+    /// Where to write each output as NAME.npy; made when absent.
+    #[arg(long, value_name = "FOLDER")]
+    output_dir: PathBuf,
+    #[command(flatten)]
+    connection: Connection,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let inputs = arguments.inputs.iter().map(|(name, path)| read(name, path));
+    let request = InferRequest::new(inputs.collect::<Result<_>>()?);
+    let client = arguments.connection.open()?;
+    let response = client.infer(&arguments.name, arguments.version.as_ref(), &request)?;
+    fs::create_dir_all(&arguments.output_dir)
+        .with_context(|| format!("{} cannot be made", arguments.output_dir.display()))?;
+    let written = response
+        .outputs
+        .iter()
+        .enumerate()
+        .map(|(i, output)| write(&arguments.output_dir, i, output));
+    let files: Vec<PathBuf> = written.collect::<Result<_>>()?;
+    report(arguments.json, &response.outputs, &files);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn assignment(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), path.into()))
+        }
+        _ => Err("write it as NAME=FILE.npy".to_owned()),
+    }
+}
+
+fn read(name: &str, path: &Path) -> Result<NamedTensor> {
+    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let tensor = npy::read(BufReader::new(file))
+        .with_context(|| format!("{} is no tensor", path.display()))?;
+    Ok(NamedTensor::new(name, tensor))
+}
+
+fn write(folder: &Path, index: usize, output: &NamedTensor) -> Result<PathBuf> {
+    let path = folder.join(file_name(index, &output.name));
+    if path.is_symlink() {
+        bail!(
+            "{} is a link, and will not be written through",
+            path.display()
+        );
+    }
+    let file = File::create(&path).with_context(|| format!("{}", path.display()))?;
+    npy::write(BufWriter::new(file), &output.tensor)
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(path)
+}
+
+// The name comes from a model that somebody else may have made: it must not leave the folder.
+fn file_name(index: usize, name: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    match !name.is_empty() && !name.starts_with('.') && name.chars().all(harmless) {
+        true => format!("{name}.npy"),
+        false => format!("output_{index}.npy"),
+    }
+}
+
+fn report(json: bool, outputs: &[NamedTensor], files: &[PathBuf]) {
+    if json {
+        let outputs = outputs.iter().zip(files).map(|(output, file)| {
+            json!({
+                "name": output.name,
+                "datatype": output.tensor.dtype(),
+                "shape": output.tensor.shape(),
+                "file": file,
+            })
+        });
+        return output::print_json(&json!({ "outputs": outputs.collect::<Vec<_>>() }));
+    }
+    let mut table = output::table(&["output", "type", "shape", "file"]);
+    for (output, file) in outputs.iter().zip(files) {
+        table.add_row([
+            output.name.clone(),
+            output.tensor.dtype().to_string(),
+            format!("{:?}", output.tensor.shape()),
+            file.display().to_string(),
+        ]);
+    }
+    output::print(table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_cannot_leave_the_folder() {
+        assert_eq!(file_name(0, "logits"), "logits.npy");
+        for name in ["../x", "/etc/passwd", "", ".hidden", "a\0b"] {
+            assert_eq!(file_name(2, name), "output_2.npy");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The `blindai` command.
+#![forbid(unsafe_code)]
+
+mod attest;
+mod connection;
+mod infer;
+mod models;
+mod npy;
+mod output;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Confidential AI inference: run models where nobody can look, and prove it.
+#[derive(Parser)]
+#[command(name = "blindai", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a server.
+    Serve(serve::Arguments),
+    /// Verify a server and show what was checked. Exit code 0 only when it is trusted.
+    Attest(attest::Arguments),
+    /// Upload, list, show or delete models.
+    Models(models::Arguments),
+    /// Run a model on .npy files.
+    Infer(infer::Arguments),
+}
+
+fn main() -> ExitCode {
+    // Workers are this same program. They must not get as far as reading arguments or files.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == blindai_engine::WORKER_ARGUMENT)
+    {
+        return blindai_engine::worker_main();
+    }
+    let result = match Cli::parse().command {
+        Command::Serve(arguments) => return serve::run(&arguments),
+        Command::Attest(arguments) => attest::run(&arguments),
+        Command::Models(arguments) => models::run(arguments),
+        Command::Infer(arguments) => infer::run(&arguments),
+    };
+    result.unwrap_or_else(|error| output::failure(&error))
+}

@@ -1,0 +1,101 @@
+//! What commands print: tables for people, JSON for machines.
+
+use std::process::ExitCode;
+
+use blindai_client::{ClientError, ErrorKind};
+use blindai_core::{ModelInfo, Signature, TensorSpec};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::{Value, json};
+
+/// The command could not be run at all.
+const EXIT_FAILURE: u8 = 2;
+/// The server was not trusted, or refused the request.
+const EXIT_REFUSED: u8 = 1;
+
+/// Prints JSON for machines.
+#[expect(clippy::print_stdout, reason = "the answer of a command")]
+pub fn print_json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// Prints text for people.
+#[expect(clippy::print_stdout, reason = "the answer of a command")]
+pub fn print(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
+/// Prints an error in one line, and gives the exit code it has.
+pub fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("blindai: {error:#}");
+    let kind = error.downcast_ref::<ClientError>().map(ClientError::kind);
+    ExitCode::from(match kind {
+        Some(ErrorKind::Attestation | ErrorKind::Server(_)) => EXIT_REFUSED,
+        _ => EXIT_FAILURE,
+    })
+}
+
+/// A table of models.
+pub fn models(models: &[ModelInfo]) -> Table {
+    let mut table = table(&["name", "version", "size", "digest", "inputs", "outputs"]);
+    for model in models {
+        table.add_row([
+            model.name.to_string(),
+            model.version.to_string(),
+            indicatif::HumanBytes(model.size_bytes).to_string(),
+            format!("{}…", &model.digest.to_hex()[..16]),
+            names(&model.signature.inputs),
+            names(&model.signature.outputs),
+        ]);
+    }
+    table
+}
+
+/// All about one model.
+pub fn model(model: &ModelInfo) -> String {
+    let head = format!(
+        "{} version {}\n{}, {}\n",
+        model.name,
+        model.version,
+        model.digest,
+        indicatif::HumanBytes(model.size_bytes),
+    );
+    head + &signature(&model.signature).to_string()
+}
+
+/// A table with a header and no decoration that would get in the way of reading.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+/// A model as JSON.
+pub fn model_json(model: &ModelInfo) -> Value {
+    json!(model)
+}
+
+fn signature(signature: &Signature) -> Table {
+    let mut table = table(&["", "name", "type", "shape"]);
+    let inputs = signature.inputs.iter().map(|spec| ("input", spec));
+    let outputs = signature.outputs.iter().map(|spec| ("output", spec));
+    for (kind, spec) in inputs.chain(outputs) {
+        table.add_row([kind, &spec.name, spec.dtype.as_str(), &shape(spec)]);
+    }
+    table
+}
+
+fn shape(spec: &TensorSpec) -> String {
+    let Some(shape) = &spec.shape else {
+        return "any".to_owned();
+    };
+    let dims: Vec<_> = shape.iter().map(ToString::to_string).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+fn names(specs: &[TensorSpec]) -> String {
+    let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    names.join(", ")
+}

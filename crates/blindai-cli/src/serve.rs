@@ -1,0 +1,128 @@
+//! `blindai serve`
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use blindai_core::Tee;
+use blindai_server::config::LogFormat;
+use blindai_server::{Config, Server, StartKind};
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit codes of a server that does not start.
+const EXIT_CONFIG: u8 = 3;
+const EXIT_ENGINE: u8 = 4;
+const EXIT_LISTEN: u8 = 5;
+const EXIT_ATTESTATION: u8 = 6;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Simulate a TEE. This protects nothing: it is for trying things out and for tests.
+    #[arg(long, value_name = "TEE", num_args = 0..=1, default_missing_value = "sgx")]
+    simulation: Option<Simulated>,
+    /// The configuration file; every setting has a default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Simulated {
+    Sgx,
+    Tdx,
+}
+
+pub fn run(arguments: &Arguments) -> ExitCode {
+    let config = match read_config(arguments) {
+        Ok(config) => config,
+        Err(message) => return refuse(&message, EXIT_CONFIG),
+    };
+    start_log(config.log.format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&format!("no threads: {error}"), EXIT_CONFIG),
+    };
+    runtime.block_on(serve(&config))
+}
+
+async fn serve(config: &Config) -> ExitCode {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return refuse("signals cannot be received", EXIT_CONFIG);
+    };
+    let server = match Server::start(config).await {
+        Ok(server) => server,
+        Err(error) => return refuse(&error.to_string(), exit_code(error.kind())),
+    };
+    announce(config, &server);
+    server
+        .run(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await;
+    ExitCode::SUCCESS
+}
+
+fn announce(config: &Config, server: &Server) {
+    let (attested, public) = server.addresses();
+    if config.tee.simulation.is_some() {
+        eprintln!("WARNING: simulation protects nothing: the operator can read all data.");
+    }
+    eprintln!("blindai {}", env!("CARGO_PKG_VERSION"));
+    eprintln!("  attested port  {attested}  all data and models");
+    eprintln!("  public port    {public}  evidence and health");
+    eprintln!("  evidence       {}", server.description());
+    eprintln!("  configuration  {}", config.digest());
+}
+
+fn read_config(arguments: &Arguments) -> Result<Config, String> {
+    let text = match &arguments.config {
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        None => String::new(),
+    };
+    let mut config = Config::from_toml(&text).map_err(|error| error.to_string())?;
+    if let Some(simulated) = arguments.simulation {
+        config.tee.simulation = Some(match simulated {
+            Simulated::Sgx => Tee::Sgx,
+            Simulated::Tdx => Tee::Tdx,
+        });
+    }
+    Ok(config)
+}
+
+// Only our own lines: what libraries log at their finer levels holds frames, and so user data.
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::new("off,blindai_server=info,blindai_engine=info");
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn exit_code(kind: StartKind) -> u8 {
+    match kind {
+        StartKind::Config => EXIT_CONFIG,
+        StartKind::Engine => EXIT_ENGINE,
+        StartKind::Listen => EXIT_LISTEN,
+        StartKind::Attestation => EXIT_ATTESTATION,
+    }
+}
+
+fn refuse(message: &str, code: u8) -> ExitCode {
+    eprintln!("blindai: {message}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,238 @@
+//! The command line as a person uses it: a server of its own, verified, a model uploaded and run.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+struct Server {
+    child: Child,
+    address: String,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(tee: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (attested, public) = (free_port(), free_port());
+        let config = folder.path().join("blindai.toml");
+        let text = format!(
+            "[listen]\nattested = '127.0.0.1:{attested}'\npublic = '127.0.0.1:{public}'\n\
+             [engine]\nonnxruntime = '{}'\n[limits]\ndrain_seconds = 5\n",
+            library().display()
+        );
+        fs::write(&config, text).unwrap();
+        let child = blindai()
+            .args(["serve", &format!("--simulation={tee}"), "--config"])
+            .arg(&config)
+            .current_dir(folder.path())
+            .stderr(fs::File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let address = format!("127.0.0.1:{attested}");
+        let mut server = Self {
+            child,
+            address,
+            folder,
+        };
+        server.wait_until_trusted();
+        server
+    }
+
+    fn wait_until_trusted(&mut self) {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < patience {
+            let attest = self.run(&["attest", &self.address, "--simulation"]);
+            if attest.status.success() {
+                return;
+            }
+            if self.child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the server did not start: {}", self.log());
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        blindai()
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap()
+    }
+
+    /// A client command that must succeed, as JSON.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let common = ["--server", &self.address, "--simulation", "--json"];
+        let output = self.run(&[arguments, &common].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn stop(mut self) -> (ExitStatus, String) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").arg(pid).status().unwrap();
+        let status = self.child.wait().unwrap();
+        (status, self.log())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_model_is_uploaded_run_and_deleted() {
+    let server = Server::start("sgx");
+    let model = identity();
+    let info = server.json(&[
+        "models",
+        "upload",
+        model.to_str().unwrap(),
+        "--name",
+        "echo",
+    ]);
+    assert_eq!(info["version"], "1");
+    let input = info["signature"]["inputs"][0]["name"].as_str().unwrap();
+
+    let x = [1.5f32, -2.0, 0.25];
+    write_npy(&server.folder.path().join("x.npy"), &x);
+    let input = format!("{input}=x.npy");
+    let arguments = ["infer", "echo", "--input", &input, "--output-dir", "out"];
+    let answer = server.json(&arguments);
+    let file = answer["outputs"][0]["file"].as_str().unwrap();
+    let output = fs::read(server.folder.path().join(file)).unwrap();
+    let expected: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert!(output.ends_with(&expected));
+
+    assert_eq!(
+        server.json(&["models", "list"])["models"][0]["name"],
+        "echo"
+    );
+    assert_eq!(
+        server.json(&["models", "show", "echo"])["digest"],
+        info["digest"]
+    );
+    server.json(&["models", "delete", "echo"]);
+    assert_eq!(
+        server.json(&["models", "list"])["models"],
+        Value::Array(vec![])
+    );
+
+    let (status, log) = server.stop();
+    assert!(status.success(), "{log}");
+    assert!(!log.contains("echo"), "a model's name is in the log: {log}");
+}
+
+#[test]
+fn a_simulated_server_is_refused_unless_asked_for_by_name() {
+    let server = Server::start("tdx");
+    let policy = server.folder.path().join("policy.toml");
+    let mrtd = "00".repeat(48);
+    fs::write(
+        &policy,
+        format!("tee = ['tdx']\n[tdx]\nmrtd = ['{mrtd}']\n"),
+    )
+    .unwrap();
+    let refused = server.run(&[
+        "attest",
+        &server.address,
+        "--policy",
+        "policy.toml",
+        "--json",
+    ]);
+    assert_eq!(refused.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(answer["verdict"], "rejected");
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(text.contains("BlindAI Simulation Root"), "{text}");
+
+    let nothing = server.run(&["attest", &server.address]);
+    assert_eq!(nothing.status.code(), Some(2));
+
+    let trusted = server.run(&["attest", &server.address, "--simulation", "--json"]);
+    let answer: Value = serde_json::from_slice(&trusted.stdout).unwrap();
+    assert_eq!(
+        (&answer["verdict"], &answer["tee"]),
+        (&"trusted".into(), &"tdx".into())
+    );
+    let text = String::from_utf8_lossy(&trusted.stderr);
+    assert!(text.contains("protects nothing"), "{text}");
+}
+
+#[test]
+fn what_cannot_run_says_so_in_one_line() {
+    let cases: [(&[&str], i32, &str); 4] = [
+        (&["serve", "--config", "/nonexistent"], 3, "/nonexistent"),
+        (&["serve"], 6, "--simulation"),
+        (
+            &["models", "list", "--server", "127.0.0.1:1", "--simulation"],
+            2,
+            "127.0.0.1:1",
+        ),
+        (
+            &["models", "list", "--policy", "/nonexistent"],
+            2,
+            "/nonexistent",
+        ),
+    ];
+    for (arguments, code, word) in cases {
+        let output = blindai()
+            .args(arguments)
+            .env("BLINDAI_ONNXRUNTIME", library())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(word), "{arguments:?}: {text}");
+        assert_eq!(text.trim().lines().count(), 1, "{text}");
+    }
+}
+
+fn blindai() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_blindai"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn library() -> PathBuf {
+    let pinned = root().join(".cache/onnxruntime/libonnxruntime.so.1.28.0");
+    std::env::var_os("BLINDAI_ONNXRUNTIME").map_or(pinned, PathBuf::from)
+}
+
+fn identity() -> PathBuf {
+    root().join("crates/blindai-engine/testdata/identity_FP32.onnx")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn write_npy(path: &Path, values: &[f32]) {
+    use npyz::WriterBuilder as _;
+    let file = fs::File::create(path).unwrap();
+    let mut writer = npyz::WriteOptions::new()
+        .default_dtype()
+        .shape(&[values.len() as u64])
+        .writer(file)
+        .begin_nd()
+        .unwrap();
+    writer.extend(values.iter().copied()).unwrap();
+    writer.finish().unwrap();
+}

@@ -1,0 +1,55 @@
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use blindai_core::{Code, Error, Kind};
+
+/// An error on its way to the caller. [`super::request_id::observe`] writes its body, because only
+/// there the request's id is known.
+pub struct ApiError(pub Error);
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = status(&self.0).into_response();
+        if self.0.kind() == Kind::Overloaded || self.0.kind() == Kind::Unavailable {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response.extensions_mut().insert(self.0);
+        response
+    }
+}
+
+/// No such path.
+pub async fn route_not_found(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    Error::new(Code::RouteNotFound, format!("there is no page {path:?}")).into()
+}
+
+/// The path exists, with other methods.
+pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    let fact = format!("{path:?} does not answer to {method}");
+    Error::new(Code::MethodNotAllowed, fact).into()
+}
+
+fn status(error: &Error) -> StatusCode {
+    if error.code() == Code::MethodNotAllowed {
+        return StatusCode::METHOD_NOT_ALLOWED;
+    }
+    match error.kind() {
+        Kind::InvalidRequest | Kind::InvalidInput => StatusCode::BAD_REQUEST,
+        Kind::Model => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

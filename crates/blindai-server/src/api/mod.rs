@@ -1,0 +1,40 @@
+//! The protocols: each decodes a request, calls one verb of the [`Service`] and encodes the answer.
+
+mod attestation;
+mod body;
+mod error;
+mod health;
+mod models;
+mod oip_http;
+mod request_id;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn;
+
+pub use error::ApiError;
+
+use crate::service::Service;
+
+/// The attested port: all data and all models.
+pub fn attested(service: Arc<Service>) -> Router {
+    let router = models::routes()
+        .merge(oip_http::routes())
+        .merge(attestation::routes())
+        .merge(health::routes());
+    finish(router, service)
+}
+
+/// The public port: evidence and health, no user data.
+pub fn public(service: Arc<Service>) -> Router {
+    finish(attestation::routes().merge(health::routes()), service)
+}
+
+fn finish(router: Router<Arc<Service>>, service: Arc<Service>) -> Router {
+    router
+        .fallback(error::route_not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(from_fn(request_id::observe))
+        .with_state(service)
+}

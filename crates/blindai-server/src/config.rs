@@ -1,0 +1,383 @@
+//! The configuration: one typed tree, read from TOML.
+//!
+//! Unknown keys are refused and all errors are told at once. The defaults are safe and serve a
+//! machine with 16 GiB. Everything here is covered by [`Config::digest`], which stands in the
+//! evidence, because the one who writes this file is the adversary.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blindai_core::{Digest, Tee};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+/// Everything an operator may set.
+#[derive(Clone, Debug, Serialize)]
+pub struct Config {
+    pub listen: Listen,
+    pub tls: Tls,
+    pub tee: TeeConfig,
+    pub engine: EngineConfig,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+/// `[listen]`: where the two ports are.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listen {
+    /// The attested port, where all data and models go. Default `127.0.0.1:50051`.
+    pub attested: SocketAddr,
+    /// The public port: evidence and health. Default `127.0.0.1:50052`.
+    pub public: SocketAddr,
+}
+
+/// `[tls]`: the host-side certificate of the public port.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tls {
+    /// Holds `host_server.pem` and `host_server.key`; both are made when absent. Default `tls`.
+    pub folder: PathBuf,
+}
+
+/// `[tee]`: what attests.
+#[derive(Clone, Debug, Serialize)]
+pub struct TeeConfig {
+    /// Simulates this kind of TEE (`sgx` or `tdx`), which protects nothing. No default.
+    pub simulation: Option<Tee>,
+    /// How long evidence holds, in seconds; it is renewed at half of that. Default 3600.
+    pub evidence_seconds: u64,
+}
+
+/// `[engine]`: what runs the models.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineConfig {
+    /// The ONNX Runtime library; its SHA-256 is pinned in the program. Default: the file
+    /// `libonnxruntime.so.1.28.0` beside the program.
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads per worker for one operator. Default 0: one per core.
+    pub threads: usize,
+    /// Whether idle threads spin before they sleep: a fifth faster alone on the machine, slower
+    /// where models share cores. Default true.
+    pub spinning: bool,
+}
+
+/// `[limits]`: all are checked before memory is taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limits {
+    /// The largest request body, uploads apart, in bytes. Default 64 MiB.
+    pub body_bytes: u64,
+    /// Bytes of request bodies held at one time. Default 1 GiB.
+    pub inflight_bytes: u64,
+    /// The largest answer of a model, in bytes. Default 256 MiB.
+    pub output_bytes: u64,
+    /// The largest model file, in bytes. Default 4 GiB.
+    pub model_bytes: u64,
+    /// How many models are held. Default 64.
+    pub models: usize,
+    /// What one model's worker may allocate, in bytes. Default 8 GiB.
+    pub model_memory_bytes: u64,
+    /// What all models may take together, files and workers, in bytes. Default 12 GiB.
+    pub total_memory_bytes: u64,
+    /// How long one request may take, in seconds. Default 300.
+    pub request_seconds: u64,
+    /// How long a model may take to load, in seconds. Default 120.
+    pub load_seconds: u64,
+    /// How long a sender may stay silent within a body, in seconds. Default 30.
+    pub idle_seconds: u64,
+    /// Requests in progress at one time. Default 256.
+    pub concurrent_requests: usize,
+    /// Uploads in progress at one time. Default 4.
+    pub concurrent_uploads: usize,
+    /// Requests waiting for one model. Default 128.
+    pub queue: usize,
+    /// Connections at one time, on each port. Default 1024.
+    pub connections: usize,
+    /// How long requests may take to end after SIGTERM, in seconds. Default 30.
+    pub drain_seconds: u64,
+}
+
+/// `[log]`: on standard error, never with contents.
+#[derive(Clone, Debug, Serialize)]
+pub struct Log {
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// Reads a configuration; an empty text gives the defaults.
+    ///
+    /// # Errors
+    /// All that is wrong, at once.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| ConfigError(vec![error.to_string()]))?;
+        let mut root = Section::root(table);
+        let config = Self::read(&mut root);
+        let mut errors = root.finish();
+        errors.extend(config.contradictions());
+        if errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(errors))
+        }
+    }
+
+    /// SHA-256 over the effective configuration as canonical JSON. Log and listening addresses
+    /// are included: whatever could be set is in the evidence.
+    pub fn digest(&self) -> Digest {
+        let json = serde_json::to_vec(self).expect("a configuration is JSON");
+        Digest::of(&json)
+    }
+
+    fn read(root: &mut Section) -> Self {
+        Self {
+            listen: root.section("listen", |s| Listen {
+                attested: s.get("attested", loopback(50051)),
+                public: s.get("public", loopback(50052)),
+            }),
+            tls: root.section("tls", |s| Tls {
+                folder: s.get("folder", "tls".into()),
+            }),
+            tee: root.section("tee", |s| TeeConfig {
+                simulation: s.optional("simulation"),
+                evidence_seconds: s.at_least("evidence_seconds", 3600, 2),
+            }),
+            engine: root.section("engine", |s| EngineConfig {
+                onnxruntime: s.optional("onnxruntime"),
+                threads: s.get("threads", 0),
+                spinning: s.get("spinning", true),
+            }),
+            limits: root.section("limits", Limits::read),
+            log: root.section("log", |s| Log {
+                format: s.get("format", LogFormat::Text),
+            }),
+        }
+    }
+
+    fn contradictions(&self) -> Vec<String> {
+        let mut errors = Vec::new();
+        if self.limits.model_bytes > self.limits.total_memory_bytes {
+            errors.push("limits.model_bytes is more than limits.total_memory_bytes".to_owned());
+        }
+        if self.limits.body_bytes > self.limits.inflight_bytes {
+            errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
+        }
+        if self.tee.simulation == Some(Tee::SevSnp) {
+            errors.push("tee.simulation: only sgx and tdx can be simulated".to_owned());
+        }
+        if self.listen.attested == self.listen.public && self.listen.public.port() != 0 {
+            errors.push("listen.attested and listen.public are the same address".to_owned());
+        }
+        errors
+    }
+}
+
+impl Limits {
+    fn read(s: &mut Section) -> Self {
+        Self {
+            body_bytes: s.at_least("body_bytes", 64 << 20, 1),
+            inflight_bytes: s.at_least("inflight_bytes", 1 << 30, 1),
+            output_bytes: s.at_least("output_bytes", 256 << 20, 1),
+            model_bytes: s.at_least("model_bytes", 4 << 30, 1),
+            models: s.at_least("models", 64, 1),
+            model_memory_bytes: s.at_least("model_memory_bytes", 8 << 30, 1),
+            total_memory_bytes: s.at_least("total_memory_bytes", 12 << 30, 1),
+            request_seconds: s.at_least("request_seconds", 300, 1),
+            load_seconds: s.at_least("load_seconds", 120, 1),
+            idle_seconds: s.at_least("idle_seconds", 30, 1),
+            concurrent_requests: s.at_least("concurrent_requests", 256, 1),
+            concurrent_uploads: s.at_least("concurrent_uploads", 4, 1),
+            queue: s.at_least("queue", 128, 1),
+            connections: s.at_least("connections", 1024, 1),
+            drain_seconds: s.at_least("drain_seconds", 30, 0),
+        }
+    }
+
+    /// How long one request may take.
+    pub fn request(&self) -> Duration {
+        Duration::from_secs(self.request_seconds)
+    }
+
+    /// How long a sender may stay silent within a body.
+    pub fn idle(&self) -> Duration {
+        Duration::from_secs(self.idle_seconds)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::from_toml("").expect("the defaults are a valid configuration")
+    }
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl ConfigError {
+    /// Each error.
+    pub fn errors(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A table that is taken apart key by key; what is left over was not known.
+struct Section {
+    prefix: String,
+    table: Table,
+    errors: Vec<String>,
+}
+
+impl Section {
+    fn root(table: Table) -> Self {
+        Self {
+            prefix: String::new(),
+            table,
+            errors: Vec::new(),
+        }
+    }
+
+    fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
+        let table = match self.table.remove(key) {
+            Some(Value::Table(table)) => table,
+            Some(_) => {
+                self.errors.push(format!("{key}: not a table"));
+                Table::new()
+            }
+            None => Table::new(),
+        };
+        let mut section = Section {
+            prefix: format!("{key}."),
+            ..Section::root(table)
+        };
+        let value = read(&mut section);
+        self.errors.extend(section.finish());
+        value
+    }
+
+    fn optional<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        let value = self.table.remove(key)?;
+        let shown = value.to_string();
+        match value.try_into() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let error = error.to_string();
+                let error = error.trim();
+                let prefix = &self.prefix;
+                self.errors
+                    .push(format!("{prefix}{key} = {shown}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn get<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
+        self.optional(key).unwrap_or(default)
+    }
+
+    fn at_least<T>(&mut self, key: &str, default: T, least: T) -> T
+    where
+        T: DeserializeOwned + PartialOrd + fmt::Display,
+    {
+        let value = self.get(key, default);
+        if value < least {
+            let prefix = &self.prefix;
+            self.errors
+                .push(format!("{prefix}{key} = {value}: at least {least}"));
+        }
+        value
+    }
+
+    fn finish(self) -> Vec<String> {
+        let prefix = &self.prefix;
+        let unknown = self
+            .table
+            .keys()
+            .map(|k| format!("{prefix}{k}: unknown key"));
+        self.errors.iter().cloned().chain(unknown).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        let config = Config::from_toml("").unwrap();
+        assert_eq!(config.listen.attested.port(), 50051);
+        assert_eq!(config.limits.body_bytes, 64 << 20);
+        assert_eq!(config.tee.simulation, None);
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once() {
+        let text = r#"
+            colour = "red"
+            [listen]
+            attested = "here"
+            [limits]
+            models = 0
+            body_byte = 1
+            queue = "many"
+        "#;
+        let error = Config::from_toml(text).unwrap_err();
+        let all = error.to_string();
+        for part in [
+            "colour: unknown key",
+            "listen.attested = \"here\"",
+            "limits.models = 0: at least 1",
+            "limits.body_byte: unknown key",
+            "limits.queue = \"many\"",
+        ] {
+            assert!(all.contains(part), "{part} is not in {all}");
+        }
+        assert_eq!(error.errors().len(), 5);
+    }
+
+    #[test]
+    fn every_setting_changes_the_digest() {
+        let base = Config::default().digest();
+        for text in [
+            "[limits]\nqueue = 7",
+            "[engine]\nthreads = 3",
+            "[tls]\nfolder = 'x'",
+        ] {
+            assert_ne!(Config::from_toml(text).unwrap().digest(), base, "{text}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for text in [
+            "[limits]\nmodel_bytes = 9000000000000",
+            "[tee]\nsimulation = 'sev-snp'",
+            "[listen]\nattested = '127.0.0.1:1'\npublic = '127.0.0.1:1'",
+        ] {
+            assert!(Config::from_toml(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The server's keys and the evidence that binds them.
+//!
+//! The keys are drawn at start and never leave this process. The quote signs the digest of the
+//! claims, the claims hold the keys: what a client talks to is what the hardware vouches for.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::agreement::{PrivateKey, X25519};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use blindai_core::{
+    Claims, Code, Digest, Error, Evidence, EvidenceDocument, Nonce, RA_TLS_OID, ReportData, Result,
+};
+use blindai_tee::Attester;
+use rcgen::{
+    CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::Semaphore;
+
+/// Clocks of client and server may differ by this much.
+const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// Quotes asked for at one time; hardware makes them one by one.
+const CONCURRENT_QUOTES: usize = 4;
+
+/// The keyset: drawn at start, bound by every quote.
+struct Keyset {
+    tls: KeyPair,
+    receipt: Ed25519KeyPair,
+    hpke: PrivateKey,
+}
+
+impl Keyset {
+    fn draw() -> Result<Self> {
+        Ok(Self {
+            tls: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|_| no_key())?,
+            receipt: Ed25519KeyPair::generate().map_err(|_| no_key())?,
+            hpke: PrivateKey::generate(&X25519).map_err(|_| no_key())?,
+        })
+    }
+
+    fn receipt_key(&self) -> Option<[u8; 32]> {
+        self.receipt.public_key().as_ref().try_into().ok()
+    }
+
+    fn hpke_key(&self) -> Option<[u8; 32]> {
+        let public = self.hpke.compute_public_key().ok()?;
+        public.as_ref().try_into().ok()
+    }
+}
+
+/// The keys, what attests them, and the certificate in use.
+pub struct Identity {
+    keys: Keyset,
+    attester: Box<dyn Attester>,
+    config_digest: Digest,
+    validity: Duration,
+    current: ArcSwap<Current>,
+    quotes: Semaphore,
+}
+
+/// The evidence in use until it is renewed.
+struct Current {
+    certificate: Arc<CertifiedKey>,
+    document: Arc<[u8]>,
+}
+
+impl Identity {
+    /// Draws the keys and has them attested for the first time.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub fn new(
+        attester: Box<dyn Attester>,
+        config_digest: Digest,
+        validity: Duration,
+    ) -> Result<Self> {
+        let keys = Keyset::draw()?;
+        let current = attest(&keys, attester.as_ref(), config_digest, validity)?;
+        Ok(Self {
+            keys,
+            attester,
+            config_digest,
+            validity,
+            current: ArcSwap::from_pointee(current),
+            quotes: Semaphore::new(CONCURRENT_QUOTES),
+        })
+    }
+
+    /// The evidence document: with a nonce a fresh one, without the one in use.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub async fn document(self: &Arc<Self>, nonce: Option<Nonce>) -> Result<Arc<[u8]>> {
+        let Some(nonce) = nonce else {
+            return Ok(self.current.load().document.clone());
+        };
+        let _permit = self.quotes.acquire().await.map_err(internal)?;
+        let identity = self.clone();
+        // A quote takes the hardware milliseconds, and the thread with it.
+        let quoting = tokio::task::spawn_blocking(move || {
+            let claims = make_claims(
+                &identity.keys,
+                identity.config_digest,
+                identity.validity,
+                Some(nonce),
+            );
+            document(identity.attester.as_ref(), &claims)
+        });
+        Ok(quoting.await.map_err(internal)??.1)
+    }
+
+    /// Renews the evidence at half of its validity, for as long as the server runs.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.validity / 2).await;
+            let identity = self.clone();
+            match tokio::task::spawn_blocking(move || identity.renew()).await {
+                Ok(Ok(())) => tracing::info!("evidence renewed"),
+                // The old evidence stays until clients refuse it: they fail closed, we keep trying.
+                Ok(Err(error)) => tracing::error!(code = error.code().as_str(), "no new evidence"),
+                Err(_) => tracing::error!("renewing the evidence panicked"),
+            }
+        }
+    }
+
+    fn renew(&self) -> Result<()> {
+        let current = attest(
+            &self.keys,
+            self.attester.as_ref(),
+            self.config_digest,
+            self.validity,
+        )?;
+        self.current.store(Arc::new(current));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Identity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load().certificate.clone())
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+fn attest(
+    keys: &Keyset,
+    attester: &dyn Attester,
+    config_digest: Digest,
+    validity: Duration,
+) -> Result<Current> {
+    let claims = make_claims(keys, config_digest, validity, None);
+    let (evidence, document) = document(attester, &claims)?;
+    Ok(Current {
+        certificate: Arc::new(certificate(&keys.tls, &evidence, validity)?),
+        document,
+    })
+}
+
+fn make_claims(
+    keys: &Keyset,
+    config_digest: Digest,
+    validity: Duration,
+    nonce: Option<Nonce>,
+) -> Claims {
+    let now = SystemTime::now();
+    let spki = keys.tls.subject_public_key_info();
+    Claims {
+        tls_spki_sha256: *Digest::of(&spki).as_bytes(),
+        receipt_key: keys.receipt_key(),
+        hpke_key: keys.hpke_key(),
+        config_digest: Some(config_digest),
+        nonce,
+        issued_at: Some(unix_seconds(now)),
+        expires_at: Some(unix_seconds(now + validity)),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+    }
+}
+
+fn document(attester: &dyn Attester, claims: &Claims) -> Result<(Evidence, Arc<[u8]>)> {
+    let claims = claims.encode();
+    let quote = attester
+        .quote(&ReportData::of_claims(&claims))
+        .map_err(internal)?;
+    let collateral = attester.collateral().map_err(internal)?;
+    let evidence = Evidence { quote, claims };
+    let document = EvidenceDocument::new(attester.tee(), evidence.clone(), Some(collateral));
+    Ok((evidence, document.to_json().into()))
+}
+
+fn certificate(key: &KeyPair, evidence: &Evidence, validity: Duration) -> Result<CertifiedKey> {
+    let names = vec!["blindai-srv".to_owned(), "localhost".to_owned()];
+    let mut params = CertificateParams::new(names).map_err(internal)?;
+    let name = &mut params.distinguished_name;
+    name.push(DnType::CommonName, "blindai-srv");
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + validity).into();
+    let extension = CustomExtension::from_oid_content(RA_TLS_OID, evidence.to_extension());
+    params.custom_extensions.push(extension);
+    certified_key(params, key)
+}
+
+/// A self-signed certificate with its key, ready for rustls.
+pub fn certified_key(params: CertificateParams, key: &KeyPair) -> Result<CertifiedKey> {
+    let certificate = params.self_signed(key).map_err(internal)?;
+    let private = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    CertifiedKey::from_der(vec![certificate.der().clone()], private.into(), &provider)
+        .map_err(internal)
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs())
+}
+
+fn no_key() -> Error {
+    Error::new(Code::Internal, "no randomness to draw keys from")
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::new(Code::Internal, error.to_string())
+}

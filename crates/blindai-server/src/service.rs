@@ -1,0 +1,295 @@
+//! What the server does, whatever the spelling of the request: upload, infer, list, describe,
+//! delete, attest. The protocols in [`crate::api`] are thin codecs over it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use blindai_core::oip::{InferRequest, InferResponse};
+use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result};
+use blindai_engine::{Engine, ModelFile, ModelWriter};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::budget::{Budget, Reservation};
+use crate::config::Limits;
+use crate::identity::Identity;
+use crate::registry::{Claim, Model, Registry};
+
+/// The product.
+pub struct Service {
+    limits: Limits,
+    engine: Engine,
+    identity: Arc<Identity>,
+    registry: Arc<Registry>,
+    requests: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+    bodies: Budget,
+    memory: Budget,
+    ready: AtomicBool,
+}
+
+/// The right to be worked on; dropping it gives the place to the next.
+pub struct Admission {
+    _permit: OwnedSemaphorePermit,
+    /// When the request must have ended.
+    pub deadline: Instant,
+}
+
+impl Service {
+    /// A service that holds no models and is not ready yet.
+    pub fn new(limits: Limits, engine: Engine, identity: Arc<Identity>) -> Self {
+        Self {
+            engine,
+            identity,
+            registry: Arc::default(),
+            requests: Arc::new(Semaphore::new(limits.concurrent_requests)),
+            uploads: Arc::new(Semaphore::new(limits.concurrent_uploads)),
+            bodies: Budget::new(limits.inflight_bytes),
+            memory: Budget::new(limits.total_memory_bytes),
+            ready: AtomicBool::new(false),
+            limits,
+        }
+    }
+
+    /// Whether requests are taken.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Starts or stops taking requests; those in progress go on.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Admits a request, before anything of its body is read.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`], [`Code::TooManyRequests`]
+    pub fn admit(&self) -> Result<Admission> {
+        self.admit_to(&self.requests, "limits.concurrent_requests")
+    }
+
+    /// Admits an upload, before anything of its body is read.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`], [`Code::TooManyRequests`]
+    pub fn admit_upload(&self) -> Result<Admission> {
+        self.admit_to(&self.uploads, "limits.concurrent_uploads")
+    }
+
+    /// Reserves room for a request body.
+    ///
+    /// # Errors
+    /// [`Code::BodyTooLarge`], [`Code::TooManyRequests`] when other bodies fill the room.
+    pub fn reserve_body(&self, bytes: u64) -> Result<Reservation> {
+        let limit = self.limits.body_bytes;
+        if bytes > limit {
+            let fact = format!("the body has {bytes} bytes, limits.body_bytes is {limit}");
+            return Err(Error::new(Code::BodyTooLarge, fact));
+        }
+        self.bodies.reserve(bytes).ok_or_else(|| {
+            let limit = self.bodies.limit();
+            let fact = format!("request bodies fill limits.inflight_bytes, {limit}");
+            Error::new(Code::TooManyRequests, fact)
+        })
+    }
+
+    /// Begins an upload of `announced` bytes, if the sender says so.
+    ///
+    /// # Errors
+    /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`], before a byte is taken.
+    pub fn begin_upload(&self, announced: Option<u64>) -> Result<Incoming> {
+        let limit = self.limits.model_bytes;
+        if let Some(bytes) = announced.filter(|&bytes| bytes > limit) {
+            let fact = format!("the model has {bytes} bytes, limits.model_bytes is {limit}");
+            return Err(Error::new(Code::ModelTooLarge, fact));
+        }
+        let mut incoming = Incoming {
+            writer: ModelWriter::new(limit)?,
+            memory: self.memory.empty(),
+            reserved: 0,
+            written: 0,
+        };
+        incoming.reserve(announced.unwrap_or(0))?;
+        Ok(incoming)
+    }
+
+    /// Loads what was uploaded and makes it answer under `name`.
+    ///
+    /// Content that the name holds already is not loaded again. Without `version`, new content gets
+    /// the next number. The Boolean says whether the model is new.
+    ///
+    /// # Errors
+    /// [`Code::DigestMismatch`], [`Code::ModelExists`], [`Code::TooManyModels`],
+    /// [`Code::MemoryExhausted`], and what the engine says of the model.
+    pub async fn upload(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        expected: Option<Digest>,
+        incoming: Incoming,
+    ) -> Result<(ModelInfo, bool)> {
+        let file = incoming.writer.finish()?;
+        check_digest(&file, expected)?;
+        let digest = file.digest();
+        let limit = self.limits.models;
+        let place = match self.registry.claim(name, version, digest, limit)? {
+            Claim::Held(model) => return Ok((model.info.clone(), false)),
+            Claim::Reserved(place) => place,
+        };
+        let (digest, size_bytes) = (file.digest(), file.size_bytes());
+        let loaded = self.engine.load(Arc::new(file)).await?;
+        let mut memory = incoming.memory;
+        if !memory.grow(loaded.resident_bytes()) {
+            return Err(self.memory_exhausted());
+        }
+        let info = ModelInfo {
+            name: name.clone(),
+            version: place.version().clone(),
+            digest,
+            size_bytes,
+            signature: loaded.signature().clone(),
+            uploaded_at: unix_seconds(),
+        };
+        place.fill(Arc::new(Model::new(info.clone(), loaded, memory)));
+        Ok((info, true))
+    }
+
+    /// Runs a model.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`], the input codes, and what the engine says of the run.
+    pub async fn infer(
+        &self,
+        name: &str,
+        version: Option<&str>,
+        request: InferRequest,
+        deadline: Instant,
+    ) -> Result<InferResponse> {
+        let model = self.registry.find(name, version)?;
+        let wanted = request.output_names();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let outputs = model.loaded.run(request.inputs, &wanted, left).await?;
+        Ok(InferResponse {
+            id: request.id,
+            model_name: model.info.name.to_string(),
+            model_version: Some(model.info.version.to_string()),
+            outputs,
+        })
+    }
+
+    /// All models.
+    pub fn list(&self) -> Vec<ModelInfo> {
+        let models = self.registry.list();
+        models.iter().map(|model| model.info.clone()).collect()
+    }
+
+    /// One model, in this version or the newest, and the versions there are.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`]
+    pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
+        let model = self.registry.find(name, version)?;
+        Ok((model.info.clone(), self.registry.versions(name)))
+    }
+
+    /// Deletes a version, or all versions of a name. Requests in progress still end well.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`]
+    pub fn delete(&self, name: &str, version: Option<&str>) -> Result<Vec<ModelInfo>> {
+        let removed = self.registry.remove(name, version)?;
+        Ok(removed.iter().map(|model| model.info.clone()).collect())
+    }
+
+    /// Evidence: with a nonce fresh, without the one in use.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub async fn attest(&self, nonce: Option<Nonce>) -> Result<Arc<[u8]>> {
+        self.identity.document(nonce).await
+    }
+
+    /// Lets go of all models, and so of their workers.
+    pub fn unload_all(&self) {
+        self.registry.clear();
+    }
+
+    fn admit_to(&self, places: &Arc<Semaphore>, limit: &str) -> Result<Admission> {
+        if !self.is_ready() {
+            return Err(Error::new(
+                Code::NotReady,
+                "the server is starting or stopping",
+            ));
+        }
+        let permit = places.clone().try_acquire_owned().map_err(|_| {
+            let fact = format!("as many requests are in progress as {limit} allows");
+            Error::new(Code::TooManyRequests, fact)
+        })?;
+        Ok(Admission {
+            _permit: permit,
+            deadline: Instant::now() + self.limits.request(),
+        })
+    }
+
+    fn memory_exhausted(&self) -> Error {
+        let limit = self.memory.limit();
+        let fact = format!("the models fill limits.total_memory_bytes, {limit}");
+        Error::new(Code::MemoryExhausted, fact)
+    }
+}
+
+/// An upload on its way in.
+pub struct Incoming {
+    writer: ModelWriter,
+    memory: Reservation,
+    reserved: u64,
+    written: u64,
+}
+
+impl Incoming {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written += bytes.len() as u64;
+        if self.written > self.reserved {
+            self.reserve((self.written - self.reserved).max(RESERVE_BYTES))?;
+        }
+        self.writer.write(bytes)
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<()> {
+        if !self.memory.grow(bytes) {
+            let fact = "the models fill limits.total_memory_bytes";
+            return Err(Error::new(Code::MemoryExhausted, fact));
+        }
+        self.reserved += bytes;
+        Ok(())
+    }
+}
+
+/// An upload of unknown length reserves memory in steps of this size.
+const RESERVE_BYTES: u64 = 1 << 20;
+
+fn check_digest(file: &ModelFile, expected: Option<Digest>) -> Result<()> {
+    let got = file.digest();
+    match expected {
+        Some(expected) if expected != got => {
+            let fact = format!("announced {expected}, received {got}");
+            Err(Error::new(Code::DigestMismatch, fact))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unix_seconds() -> u64 {
+    let age = SystemTime::now().duration_since(UNIX_EPOCH);
+    age.map_or(0, |age| age.as_secs())
+}

@@ -1,0 +1,213 @@
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blindai_core::{Code, Error, Tee};
+use blindai_engine::{Engine, EngineOptions};
+use blindai_tee::{
+    Attester, RUNNING_EXECUTABLE, Simulation, SimulationOptions, measure_executable,
+};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::config::{Config, EngineConfig, Limits};
+use crate::http::Port;
+use crate::identity::Identity;
+use crate::service::Service;
+use crate::{api, tls};
+
+/// A server that has its keys, its evidence and its ports.
+pub struct Server {
+    service: Arc<Service>,
+    identity: Arc<Identity>,
+    attested: Port,
+    public: Port,
+    drain: Duration,
+    addresses: (SocketAddr, SocketAddr),
+    description: String,
+}
+
+impl Server {
+    /// Does everything that can fail before the first request: finds the engine's library, opens
+    /// both ports, draws the keys and has them attested.
+    ///
+    /// # Errors
+    /// One [`StartError`], whose kind tells what to mend.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let engine = Engine::new(engine_options(&config.engine, &config.limits))
+            .map_err(|error| StartError::new(StartKind::Engine, error))?;
+        let attester = attester(config)?;
+        let description = attester.describe();
+        let attested = bind(config.listen.attested, "listen.attested").await?;
+        let public = bind(config.listen.public, "listen.public").await?;
+        let addresses = (local(&attested)?, local(&public)?);
+        let validity = Duration::from_secs(config.tee.evidence_seconds);
+        let identity = Identity::new(attester, config.digest(), validity)
+            .map_err(|error| StartError::new(StartKind::Attestation, error))?;
+        let identity = Arc::new(identity);
+        let host = tls::host_certificate(&config.tls.folder)
+            .map_err(|error| StartError::new(StartKind::Config, error))?;
+        let service = Arc::new(Service::new(
+            config.limits.clone(),
+            engine,
+            identity.clone(),
+        ));
+        let port = |listener, resolver, router| -> Result<Port, StartError> {
+            Ok(Port {
+                listener,
+                tls: tls::server_config(resolver)
+                    .map_err(|error| StartError::new(StartKind::Config, error))?,
+                router,
+                connections: config.limits.connections,
+            })
+        };
+        Ok(Self {
+            attested: port(attested, identity.clone(), api::attested(service.clone()))?,
+            public: port(public, host, api::public(service.clone()))?,
+            service,
+            identity,
+            drain: Duration::from_secs(config.limits.drain_seconds),
+            addresses,
+            description,
+        })
+    }
+
+    /// The attested and the public address, with the ports that were really taken.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    /// What attests this server, for the log.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Serves until `stop` ends; then takes no new requests, ends those in progress and returns.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let (sender, receiver) = watch::channel(false);
+        let attested = tokio::spawn(self.attested.serve(receiver.clone(), self.drain));
+        let public = tokio::spawn(self.public.serve(receiver, self.drain));
+        let renewal = tokio::spawn(self.identity.keep_fresh());
+        self.service.set_ready(true);
+        tracing::info!("ready");
+        stop.await;
+        tracing::info!("stopping: requests in progress may end");
+        self.service.set_ready(false);
+        let _ = sender.send(true);
+        let _ = tokio::join!(attested, public);
+        renewal.abort();
+        self.service.unload_all();
+        tracing::info!("stopped");
+    }
+}
+
+/// Why a server did not start. The kind gives the exit code.
+#[derive(Debug)]
+pub struct StartError {
+    kind: StartKind,
+    error: Box<Error>,
+}
+
+/// What to mend before the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartKind {
+    /// The configuration, or a file it names.
+    Config,
+    /// The inference engine's library.
+    Engine,
+    /// A port that cannot be opened.
+    Listen,
+    /// The platform gives no evidence.
+    Attestation,
+}
+
+impl StartError {
+    fn new(kind: StartKind, error: Error) -> Self {
+        Self {
+            kind,
+            error: Box::new(error),
+        }
+    }
+
+    /// What to mend.
+    pub fn kind(&self) -> StartKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} · {}", self.error.fact(), self.error.remedy())
+    }
+}
+
+impl std::error::Error for StartError {}
+
+fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
+    let library = engine.onnxruntime.clone().unwrap_or_else(find_library);
+    let mut options = EngineOptions::new(library);
+    if engine.threads > 0 {
+        options.threads = engine.threads;
+    }
+    options.spinning = engine.spinning;
+    options.memory_bytes = limits.model_memory_bytes;
+    options.input_bytes = limits.body_bytes;
+    options.output_bytes = limits.output_bytes;
+    options.load_timeout = Duration::from_secs(limits.load_seconds);
+    options.queue = limits.queue;
+    options
+}
+
+fn find_library() -> PathBuf {
+    if let Some(path) = std::env::var_os("BLINDAI_ONNXRUNTIME") {
+        return path.into();
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    program.with_file_name(LIBRARY)
+}
+
+fn attester(config: &Config) -> Result<Box<dyn Attester>, StartError> {
+    let Some(tee) = config.tee.simulation else {
+        return Err(no_tee());
+    };
+    let simulate = |tee: Tee| {
+        let measurement = measure_executable(tee, RUNNING_EXECUTABLE)?;
+        Simulation::new(SimulationOptions::new(measurement))
+    };
+    match simulate(tee) {
+        Ok(simulation) => Ok(Box::new(simulation)),
+        Err(error) => Err(StartError::new(
+            StartKind::Attestation,
+            Error::new(Code::NotReady, error.fact()).with_remedy(error.remedy().to_owned()),
+        )),
+    }
+}
+
+fn no_tee() -> StartError {
+    let fact = "no trusted execution environment is configured, and none is detected yet";
+    let remedy = "start with --simulation, which protects nothing, to try things out";
+    let error = Error::new(Code::NotReady, fact).with_remedy(remedy);
+    StartError::new(StartKind::Attestation, error)
+}
+
+async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let fact = format!("{setting} = {address}: {error}");
+        let remedy = format!("stop what listens there, or set {setting}");
+        let error = Error::new(Code::NotReady, fact).with_remedy(remedy);
+        StartError::new(StartKind::Listen, error)
+    })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|error| {
+        let error = Error::new(Code::NotReady, error.to_string());
+        StartError::new(StartKind::Listen, error)
+    })
+}
+
+/// How the library is called where nothing names it.
+const LIBRARY: &str = "libonnxruntime.so.1.28.0";

@@ -1,0 +1,234 @@
+"""The speed of a request over attested TLS against the same model run in process.
+
+    make bench                          # prints a table, writes target/bench/results.json
+
+Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
+one run, because machines are noisy: a ratio is the median over the rounds of ours ÷ baseline. Each
+side first runs warm. `identity` copies four bytes, so its baseline is next to nothing and ours is the
+price of the whole path; read its milliseconds, not its ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+import blindai
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / ".cache/models"
+RESULTS = ROOT / "target/bench/results.json"
+THREADS = os.cpu_count() or 1
+MIB = 1 << 20
+
+Inputs = dict[str, np.ndarray]
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", blindai.SimulationWarning)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="blindai-bench-") as folder:
+        server, address = start_server(Path(folder))
+        try:
+            rows += bench_models(address, Path(folder))
+            rows.append(bench_connect(address))
+            rows += bench_upload(address, server.pid)
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    print_table(rows)
+
+
+def bench_models(address: str, folder: Path) -> list[dict]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 20000, (5, 12))
+    identity = folder / "identity.onnx"
+    write_identity(identity)
+    cases: list[tuple[str, Path, Inputs, int]] = [
+        ("wav2vec2 f32[1,28894]", MODELS / "wav2vec2_hello_world.onnx", {}, 12),
+        ("resnet50 f32[1,3,224,224]", MODELS / "resnet50.onnx", {}, 40),
+        ("mobilenet_v2 f32[1,3,224,224]", MODELS / "mobilenet_v2.onnx", {}, 100),
+        ("minilm i64[5,12]", MODELS / "minilm_l6_v2_sentence_embedding.onnx", {"": ids}, 100),
+        ("identity f32[1]", identity, {}, 3000),
+    ]
+    rows = []
+    with blindai.connect(address, simulation=True) as client:
+        for name, path, given, rounds in cases:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = THREADS
+            session = onnxruntime.InferenceSession(str(path), options)
+            inputs = make_inputs(session, given.get(""), rng)
+            model = name.split()[0]
+            client.models.upload(path, name=model, progress=False)
+            ours, baseline, ratio = compare(
+                lambda: client.infer(model, inputs),
+                lambda: session.run(None, inputs),
+                rounds,
+            )
+            client.models.delete(model)
+            rows.append(row(name, ours, baseline, ratio))
+            print(f"{name}: {ours:.3f} ms, ratio {ratio:.3f}", file=sys.stderr, flush=True)
+    return rows
+
+
+def bench_connect(address: str) -> dict:
+    """A new connection with full verification."""
+
+    def connect() -> None:
+        blindai.connect(address, simulation=True).close()
+
+    times = sorted(milliseconds(connect) for _ in range(60))[5:-5]
+    return row("connect with full verification", statistics.median(times), None, None)
+
+
+def bench_upload(address: str, pid: int) -> list[dict]:
+    """The 378 MB model: time, and how much the server itself grows (workers apart)."""
+    idle = resident(pid)
+    peak, stop = [idle], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            peak[0] = max(peak[0], resident(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with blindai.connect(address, simulation=True) as client:
+            path = MODELS / "wav2vec2_hello_world.onnx"
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = THREADS
+            ours = milliseconds(lambda: client.models.upload(path, name="upload", progress=False))
+            baseline = milliseconds(lambda: onnxruntime.InferenceSession(str(path), options))
+            client.models.delete("upload")
+    finally:
+        stop.set()
+        watcher.join()
+    grown = (peak[0] - idle) / MIB
+    return [
+        row("upload 378 MB and load", ours, baseline, ours / baseline),
+        {"name": "server memory during upload, MiB above idle", "mib": round(grown, 1)},
+        {"name": "server memory idle, MiB", "mib": round(idle / MIB, 1)},
+    ]
+
+
+def compare(
+    ours: Callable[[], object], baseline: Callable[[], object], rounds: int
+) -> tuple[float, float, float]:
+    """Medians in ms of both, and of their ratio round by round."""
+    for _ in range(max(3, rounds // 10)):
+        ours()
+        baseline()
+    pairs = []
+    for i in range(rounds):
+        # Who goes first changes, so that neither always finds the caches as the other left them.
+        if i % 2:
+            mine, other = milliseconds(ours), milliseconds(baseline)
+        else:
+            other, mine = milliseconds(baseline), milliseconds(ours)
+        pairs.append((mine, other))
+    return (
+        statistics.median(mine for mine, _ in pairs),
+        statistics.median(other for _, other in pairs),
+        statistics.median(mine / other for mine, other in pairs),
+    )
+
+
+def make_inputs(
+    session: onnxruntime.InferenceSession, ids: np.ndarray | None, rng: np.random.Generator
+) -> Inputs:
+    inputs = {}
+    for spec in session.get_inputs():
+        if ids is None:
+            inputs[spec.name] = rng.standard_normal(spec.shape).astype(np.float32)
+        else:
+            is_ids = "ids" in spec.name and "type" not in spec.name
+            inputs[spec.name] = ids if is_ids else np.full_like(ids, "mask" in spec.name)
+    return inputs
+
+
+def write_identity(path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    config = folder / "blindai.toml"
+    config.write_text(
+        '[listen]\nattested = "127.0.0.1:50951"\npublic = "127.0.0.1:50952"\n'
+        f"[engine]\nthreads = {THREADS}\n"
+    )
+    program = ROOT / "target/release/blindai"
+    log = (folder / "server.log").open("wb")
+    server = subprocess.Popen(
+        [program, "serve", "--simulation", "--config", config], cwd=folder, stderr=log
+    )
+    address = "127.0.0.1:50951"
+    for _ in range(500):
+        try:
+            blindai.connect(address, simulation=True).close()
+        except blindai.ConnectionError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.02)
+        else:
+            return server, address
+    sys.exit("bench: the server did not start: " + (folder / "server.log").read_text())
+
+
+def resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def row(name: str, ours: float, baseline: float | None, ratio: float | None) -> dict:
+    return {
+        "name": name,
+        "ours_ms": round(ours, 4),
+        "baseline_ms": None if baseline is None else round(baseline, 4),
+        "ratio": None if ratio is None else round(ratio, 4),
+    }
+
+
+def print_table(rows: list[dict]) -> None:
+    print(f"{'':<46}{'ours':>12}{'in process':>14}{'ratio':>9}")
+    for entry in rows:
+        if "mib" in entry:
+            print(f"{entry['name']:<46}{entry['mib']:>8.1f} MiB")
+            continue
+        baseline, ratio = entry["baseline_ms"], entry["ratio"]
+        print(
+            f"{entry['name']:<46}{entry['ours_ms']:>9.3f} ms"
+            + (f"{baseline:>11.3f} ms" if baseline is not None else " " * 14)
+            + (f"{ratio:>9.3f}" if ratio is not None else "")
+        )
+
+
+if __name__ == "__main__":
+    main()
