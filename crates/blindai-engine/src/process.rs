@@ -161,6 +161,7 @@ impl Worker {
             spinning: options.spinning,
             arena: options.arena,
             memory_bytes: options.memory_bytes,
+            output_bytes: options.output_bytes,
         })?;
         let descriptors: [_; SETUP_DESCRIPTORS] = [
             library.as_fd(),

@@ -24,6 +24,7 @@ pub(crate) struct Setup {
     pub spinning: bool,
     pub arena: bool,
     pub memory_bytes: u64,
+    pub output_bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]

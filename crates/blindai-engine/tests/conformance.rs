@@ -249,26 +249,6 @@ async fn an_endless_model_ends_at_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_does_not_listen_is_replaced() {
-    let options = EngineOptions {
-        grace: Duration::ZERO,
-        ..options()
-    };
-    let model = load_with(options, "loop").await;
-    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
-    let worker = model.worker_pid();
-    let error = model
-        .run(inputs(1 << 62), &[], Duration::from_millis(100))
-        .await;
-    assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
-    assert_eq!(
-        run(&model, inputs(3)).await.unwrap(),
-        [f32s("y", &[1], &[0.0])]
-    );
-    assert_ne!(model.worker_pid(), worker);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_future_cancels() {
     let model = load("loop").await;
     let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];

@@ -19,6 +19,7 @@ use crate::protocol::{ALIGNMENT, Failure, Place, Run, Setup};
 pub(super) struct Model {
     session: Session,
     signature: Signature,
+    output_bytes: u64,
 }
 
 impl Model {
@@ -36,7 +37,12 @@ impl Model {
         })?;
         let session = session.map_err(|error| load_error(&error))?;
         let signature = signature(&session, graph)?;
-        Ok(Self { session, signature })
+        let output_bytes = setup.output_bytes;
+        Ok(Self {
+            session,
+            signature,
+            output_bytes,
+        })
     }
 
     pub(super) fn signature(&self) -> &Signature {
@@ -69,7 +75,11 @@ impl Model {
             .collect::<Result<Vec<_>, Failure>>()?;
         let result = self.session.run_with_options(values, options);
         let values = result.map_err(|error| run_failure(&error))?;
-        let mut writer = Writer::new(outputs).ok_or(Failure::Other)?;
+        let mut writer = Writer {
+            file: outputs,
+            limit: self.output_bytes,
+            offset: 0,
+        };
         let place = |&index: &usize| {
             let spec = self.signature.outputs.get(index).ok_or(Failure::Other)?;
             let value = values.get(&spec.name).ok_or(Failure::Output(index))?;
@@ -227,17 +237,11 @@ fn strings(shape: &[usize], mut data: &[u8]) -> ort::Result<Tensor<String>> {
 /// Puts outputs into the shared memory, one after the other.
 struct Writer<'a> {
     file: &'a File,
-    size: u64,
+    limit: u64,
     offset: u64,
 }
 
-impl<'a> Writer<'a> {
-    fn new(file: &'a File) -> Option<Self> {
-        let size = file.metadata().ok()?.len();
-        let offset = 0;
-        Some(Self { file, size, offset })
-    }
-
+impl Writer<'_> {
     fn write(&mut self, index: usize, want: DType, value: &DynValue) -> Result<Place, Failure> {
         let tensor = value.view().downcast::<DynTensorValueType>();
         let tensor = tensor.map_err(|_| Failure::Output(index))?;
@@ -282,7 +286,7 @@ impl<'a> Writer<'a> {
         if self
             .offset
             .checked_add(bytes)
-            .is_none_or(|end| end > self.size)
+            .is_none_or(|end| end > self.limit)
         {
             return Err(Failure::OutputsTooLarge);
         }
@@ -304,10 +308,9 @@ fn encode(strings: &[String]) -> Option<Vec<u8>> {
 /// The message speaks of the model, which its owner sent himself: it is passed on.
 fn load_error(error: &ort::Error) -> Error {
     let message = error.message();
-    let unsupported = |words: &&str| message.contains(*words);
     let code = if is_memory(message) {
         Code::ModelMemory
-    } else if UNSUPPORTED.iter().any(|words| unsupported(words)) {
+    } else if UNSUPPORTED.iter().any(|words| message.contains(words)) {
         Code::ModelUnsupported
     } else {
         Code::ModelInvalid

@@ -1,0 +1,236 @@
+//! What a worker process can reach, and what happens around its life.
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use blindai_core::Code;
+use blindai_engine::{Engine, EngineOptions, LoadedModel};
+use object::{Object as _, ObjectSymbol as _};
+use rustix::process::Signal;
+use support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_has_no_environment_and_no_descriptors_but_its_own() {
+    // One that is open in the parent and, against Rust's habit, would survive an exec.
+    let stray = fs::File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
+    let model = load("identity_FP32").await;
+    run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
+
+    // Where tests do not run as root, the worker hides these even from its own user.
+    if let Some(environment) = visible(fs::read(proc(&model, "environ"))) {
+        let environment = String::from_utf8_lossy(&environment);
+        assert_eq!(
+            environment.trim_end_matches('\0'),
+            "ORT_DISABLE_TELEMETRY=1"
+        );
+    }
+    if let Some(descriptors) = visible(fs::read_dir(proc(&model, "fd"))) {
+        let mut kinds: Vec<_> = descriptors.map(|fd| kind(&fd.unwrap().path())).collect();
+        kinds.sort();
+        let own = [
+            "/dev/null",
+            "/dev/null",
+            "/dev/null",
+            "outputs",
+            "socket",
+            "socket",
+        ];
+        assert_eq!(kinds, own);
+    }
+    if let Some(folder) = visible(fs::read_link(proc(&model, "cwd"))) {
+        assert_eq!(folder.to_str(), Some("/"));
+    }
+    drop(stray);
+}
+
+fn kind(descriptor: &std::path::Path) -> String {
+    let target = fs::read_link(descriptor)
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    match target.split_once(':') {
+        Some(("socket", _)) => "socket".to_owned(),
+        Some(("/memfd", name)) => name.replace("blindai-", "").replace(" (deleted)", ""),
+        _ => target,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_bounded_and_cannot_gain_rights() {
+    let model = load("identity_FP32").await;
+    let status = fs::read_to_string(proc(&model, "status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let limits = fs::read_to_string(proc(&model, "limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..]
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(limit("Max core file size"), "0");
+    let data: u64 = limit("Max data size").parse().unwrap();
+    let allowed = options().memory_bytes;
+    assert!((allowed..allowed + (256 << 20)).contains(&data), "{data}");
+    let file: u64 = limit("Max file size").parse().unwrap();
+    assert_eq!(file, options().output_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_is_replaced() {
+    let model = load("identity_FP32").await;
+    let input = f32s("x", &[2], &[1.0, 2.0]);
+    let first = model.worker_pid();
+    kill(first);
+    let outputs = run(&model, vec![input.clone()]).await.unwrap();
+    assert_eq!(outputs[0].tensor, input.tensor);
+    assert_ne!(model.worker_pid(), first);
+    assert!(model.resident_bytes() > 1 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_listen_is_replaced() {
+    let options = EngineOptions {
+        grace: Duration::from_millis(50),
+        ..options()
+    };
+    let model = load_with(options, "identity_FP32").await;
+    let first = model.worker_pid();
+    signal(first, Signal::STOP);
+    let input = || vec![f32s("x", &[1], &[1.0])];
+    let error = model
+        .run(input(), &[], Duration::from_millis(50))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert_eq!(
+        run(&model, input()).await.unwrap(),
+        [f32s("y", &[1], &[1.0])]
+    );
+    assert_ne!(model.worker_pid(), first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_model_leaves_no_process() {
+    let model = load("loop").await;
+    let pid = model.worker_pid();
+    let inputs = vec![i64s("rounds", &[], &[1 << 62]), f32s("start", &[1], &[0.0])];
+    let endless = model.run(inputs, &[], PATIENCE);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), endless)
+            .await
+            .is_err()
+    );
+    drop(model);
+    wait_until(|| !fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_takes_too_long_is_stopped() {
+    let options = EngineOptions {
+        load_timeout: Duration::from_millis(1),
+        ..options()
+    };
+    let engine = Engine::new(options).unwrap();
+    let error = engine
+        .load(model_file(&model_bytes("identity_FP32")))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_no_worker_is_an_error() {
+    let mut options = options();
+    options.worker.program = "/bin/true".into();
+    let engine = Engine::new(options).unwrap();
+    let error = engine
+        .load(model_file(&model_bytes("identity_FP32")))
+        .await
+        .unwrap_err();
+    assert!(
+        [Code::WorkerCrashed, Code::Internal].contains(&error.code()),
+        "{error}"
+    );
+}
+
+#[test]
+fn only_the_pinned_library_is_accepted() {
+    let missing = Engine::new(EngineOptions::new("/nowhere/libonnxruntime.so"));
+    let error = missing.err().unwrap();
+    assert!(
+        error.fact().contains("/nowhere/libonnxruntime.so"),
+        "{error}"
+    );
+    assert!(error.remedy().contains("BLINDAI_ONNXRUNTIME"), "{error}");
+
+    let other = Engine::new(EngineOptions::new("/proc/self/exe"));
+    let error = other.err().unwrap();
+    assert!(error.fact().contains("expected sha256:"), "{error}");
+}
+
+#[test]
+fn the_library_knows_no_network() {
+    let bytes = fs::read(onnxruntime()).unwrap();
+    let library = object::File::parse(&*bytes).unwrap();
+    let imports = library
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_undefined());
+    let imports: HashSet<_> = imports.filter_map(|symbol| symbol.name().ok()).collect();
+    assert!(imports.contains("malloc"), "the imports were read");
+    let network = [
+        "socket",
+        "connect",
+        "getaddrinfo",
+        "gethostbyname",
+        "sendto",
+        "curl_easy_init",
+    ];
+    for name in network {
+        assert!(!imports.contains(name), "{name}");
+    }
+}
+
+fn proc(model: &LoadedModel, file: &str) -> String {
+    format!("/proc/{}/{file}", model.worker_pid())
+}
+
+fn visible<T>(result: io::Result<T>) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            assert!(!rustix::process::geteuid().is_root());
+            None
+        }
+        result => Some(result.unwrap()),
+    }
+}
+
+fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+    // The first thread may be gone while others still hold the descriptors.
+    let dead = || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        threads <= 1 && stat.map_or(true, |stat| stat.contains(") Z "))
+    };
+    wait_until(dead);
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let process = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(process, signal).unwrap();
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
