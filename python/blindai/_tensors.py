@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -99,6 +100,11 @@ def as_dtype(name: str, value: Any, dtype: str) -> Array | Tensor:
     return natural.astype(DTYPES[dtype])
 
 
+def quote(name: str) -> str:
+    """A name in an error's text, quoted as the server quotes it."""
+    return json.dumps(name, ensure_ascii=False)
+
+
 def _encode(name: str, value: Any, signature: Signature | None) -> Wire:
     if not isinstance(name, str):
         raise InvalidInputError("input-unknown", f"an input's name is {_type_name(name)}, not str")
@@ -109,7 +115,7 @@ def _encode(name: str, value: Any, signature: Signature | None) -> Wire:
     try:
         array = np.asarray(value)
     except Exception as error:
-        fact = f"input {name!r} is {_type_name(value)}, which numpy does not read"
+        fact = f"input {quote(name)} is {_type_name(value)}, which numpy does not read"
         raise InvalidInputError("input-data", fact, "pass a numpy array") from error
     dtype = _dtype_name(name, value, array)
     if dtype == "BYTES":
@@ -134,8 +140,8 @@ def _spec(name: str, signature: Signature | None) -> TensorSpec:
     for spec in specs:
         if spec.name == name:
             return spec
-    names = ", ".join(repr(spec.name) for spec in specs)
-    fact = f"there is no input {name!r}; the model takes {names}"
+    names = ", ".join(quote(spec.name) for spec in specs)
+    fact = f"there is no input {quote(name)}; the model takes {names}"
     raise InvalidInputError("input-unknown", fact, "send only the inputs of the model's signature")
 
 
@@ -157,7 +163,7 @@ def _dtype_name(name: str, value: Any, array: Array) -> str:
         return "BF16"
     if array.dtype.kind in "OUST":
         return "BYTES"
-    fact = f"input {name!r} is {_type_name(value)} of {array.dtype}, which no model takes"
+    fact = f"input {quote(name)} is {_type_name(value)} of {array.dtype}, which no model takes"
     raise InvalidInputError("input-dtype", fact, "convert the input to the model's type")
 
 
@@ -168,11 +174,11 @@ def _texts(name: str, array: Array) -> list[str]:
             try:
                 texts[i] = text.decode()
             except UnicodeDecodeError as error:
-                fact = f"input {name!r}: string element {i} is not UTF-8"
+                fact = f"input {quote(name)}: string element {i} is not UTF-8"
                 # The cause would quote the data.
                 raise InvalidInputError("input-data", fact) from error.with_traceback(None)
         elif not isinstance(text, str):
-            fact = f"input {name!r}: element {i} is {_type_name(text)}, not str or bytes"
+            fact = f"input {quote(name)}: element {i} is {_type_name(text)}, not str or bytes"
             raise InvalidInputError("input-dtype", fact)
     return texts
 
@@ -184,7 +190,7 @@ def _from_lists(name: str, value: Any, dtype: type[object] | None) -> Array:
             warnings.simplefilter("error")
             return np.array(value, dtype)
     except (ValueError, Warning):
-        fact = f"input {name!r}: the nested lists are not of equal length"
+        fact = f"input {quote(name)}: the nested lists are not of equal length"
         raise InvalidInputError("input-shape", fact) from None
 
 
@@ -235,7 +241,7 @@ def _read_bf16(data: Array) -> Array:
 
 
 def _misfit(name: str, dtype: str, got: str) -> InvalidInputError:
-    fact = f"input {name!r} takes {dtype}, got {got}"
+    fact = f"input {quote(name)} takes {dtype}, got {got}"
     return InvalidInputError("input-dtype", fact, "convert the input to the model's type")
 
 

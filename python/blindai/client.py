@@ -32,7 +32,7 @@ from blindai._errors import (
     ModelError,
 )
 from blindai._models import Model, TensorSpec
-from blindai._tensors import Array, as_dtype
+from blindai._tensors import Array, as_dtype, quote
 
 __all__ = [
     "AttestationError",
@@ -266,18 +266,18 @@ def _check_dtype(spec: TensorSpec, what: str, argument: str, given: ModelDatumTy
     if have is given:
         return
     if have is None:
-        fact = f"the {what} {spec.name!r} is {spec.dtype}, which the API of 0.3 does not have"
+        fact = f"the {what} {quote(spec.name)} is {spec.dtype}, which the API of 0.3 does not have"
         raise InvalidInputError("model-unsupported", fact, "use blindai.connect and infer")
-    fact = f"the {what} {spec.name!r} is {have.name}, {argument} says {given.name}"
+    fact = f"the {what} {quote(spec.name)} is {have.name}, {argument} says {given.name}"
     raise InvalidInputError("input-dtype", fact, f"pass {argument}=ModelDatumType.{have.name}")
 
 
 def _settle_shape(spec: TensorSpec, given: Sequence[int] | None) -> tuple[int, ...]:
     """The sizes of the input; at most one of them -1, for what the data leaves."""
     if given is None:
-        shape = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape or (None,))
+        shape = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape or ())
         if spec.shape is None or shape.count(-1) > 1:
-            fact = f"the model leaves the shape of its input {spec.name!r} open"
+            fact = f"the model leaves the shape of its input {quote(spec.name)} open"
             raise InvalidInputError("input-shape", fact, "pass shape=")
         return shape
     shape = tuple(int(size) for size in given)
@@ -287,7 +287,7 @@ def _settle_shape(spec: TensorSpec, given: Sequence[int] | None) -> tuple[int, .
     )
     if not fits or any(size < 0 for size in shape):
         have = "any shape" if spec.shape is None else list(spec.shape)
-        fact = f"the input {spec.name!r} takes {have}, shape says {list(shape)}"
+        fact = f"the input {quote(spec.name)} takes {have}, shape says {list(shape)}"
         raise InvalidInputError("input-shape", fact, "pass the model's shape, or leave it out")
     return shape
 

@@ -86,7 +86,7 @@ def test_texts_from_python() -> None:
 
 @pytest.mark.parametrize("bad", [[1.5], [b"\xff"], [None], [["a"], ["b", "c"]]])
 def test_what_is_no_text_is_refused_without_being_quoted(bad: Any) -> None:
-    with pytest.raises(blindai.InvalidInputError, match="'x'") as caught:
+    with pytest.raises(blindai.InvalidInputError, match='"x"') as caught:
         one(bad, "BYTES")
     assert "xff" not in str(caught.value)
 
@@ -143,7 +143,7 @@ def test_python_numbers_take_the_models_dtype(value: Any, dtype: str, expected: 
     ],
 )
 def test_what_would_change_a_value_is_refused(value: Any, dtype: str) -> None:
-    with pytest.raises(blindai.InvalidInputError, match="'x'"):
+    with pytest.raises(blindai.InvalidInputError, match='"x"'):
         one(value, dtype)
 
 
@@ -157,7 +157,7 @@ def test_arrays_are_never_cast() -> None:
 def test_untyped_inputs_ask_for_the_signature() -> None:
     for value in (1, 1.0, True, "a", b"a", [], [[1]], (1,)):
         assert needs_signature({"x": value})
-    with pytest.raises(blindai.InvalidInputError, match="'y'") as caught:
+    with pytest.raises(blindai.InvalidInputError, match='"y"') as caught:
         encode({"y": 1}, signature("INT8"))
     assert caught.value.code == "input-unknown"
 
@@ -174,7 +174,7 @@ def test_what_reads_as_an_array_is_one() -> None:
     "bad", [np.complex64([1]), np.datetime64("2020"), np.longdouble(1), {}, None]
 )
 def test_other_types_are_refused(bad: Any) -> None:
-    with pytest.raises(blindai.InvalidInputError, match="'x'"):
+    with pytest.raises(blindai.InvalidInputError, match='"x"'):
         one(bad)
 
 
