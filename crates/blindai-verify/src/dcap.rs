@@ -9,6 +9,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::RejectionCode;
+use crate::report::utc;
 
 /// Real quotes are under 16 KiB.
 const QUOTE_BYTES: usize = 128 * 1024;
@@ -196,8 +197,24 @@ fn refused(text: &str) -> Refused {
     let known = REFUSALS.iter().find(|(words, _)| text.contains(words));
     Refused {
         code: known.map_or(RejectionCode::AppraisalFailed, |(_, code)| *code),
-        text: shorten(text),
+        text: shorten(&with_dates(text)),
     }
+}
+
+/// `UnixTime(1800000000)`, which the library prints, as a date.
+fn with_dates(text: &str) -> String {
+    let mut parts = text.split("UnixTime(");
+    let mut readable = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) => {
+                readable += &number.parse().map_or_else(|_| number.to_owned(), utc);
+                readable += rest;
+            }
+            None => readable += part,
+        }
+    }
+    readable
 }
 
 fn shorten(text: &str) -> String {
@@ -245,6 +262,8 @@ const REFUSALS: &[(&str, RejectionCode)] = {
         ("QE ATTRIBUTES mismatch", Code::QuotingEnclave),
         ("QE ISVSVN", Code::QuotingEnclave),
         ("Fmspc mismatch", Code::CollateralMismatch),
+        // A revocation list of another issuer: it says nothing on this certificate.
+        ("UnknownRevocationStatus", Code::CollateralMismatch),
         ("TCB info in the collateral", Code::CollateralMismatch),
         (
             "Unsupported QE Identity id/version",
@@ -288,3 +307,233 @@ const REFUSALS: &[(&str, RejectionCode)] = {
         ("Intel extension", Code::ChainInvalid),
     ]
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use RejectionCode as Code;
+
+    /// What the library says, word for word.
+    const TEXTS: &[(&str, RejectionCode)] = &[
+        (
+            "QE report validation failed: Debug mode is enabled",
+            Code::QuotingEnclave,
+        ),
+        ("CertRevoked", Code::CertificateRevoked),
+        (
+            "Failed to verify certificate chain: CertRevoked",
+            Code::CertificateRevoked,
+        ),
+        (
+            "Failed to verify certificate chain: CrlExpired { time: UnixTime(2), next_update: UnixTime(1) }",
+            Code::CrlExpired,
+        ),
+        (
+            "Failed to verify certificate chain: CertExpired { time: UnixTime(2), not_after: UnixTime(1) }",
+            Code::CertificateExpired,
+        ),
+        (
+            "Failed to verify certificate chain: CertNotValidYet { time: UnixTime(1), not_before: UnixTime(2) }",
+            Code::CertificateNotYetValid,
+        ),
+        (
+            "Failed to verify certificate chain: UnknownIssuer",
+            Code::TrustRootUnknown,
+        ),
+        (
+            "Failed to verify certificate chain: UnknownRevocationStatus",
+            Code::CollateralMismatch,
+        ),
+        (
+            "Failed to verify certificate chain: CaUsedAsEndEntity",
+            Code::ChainInvalid,
+        ),
+        (
+            "Failed to parse root CA CRL: InvalidCrlSignatureForPublicKey",
+            Code::TrustRootUnknown,
+        ),
+        (
+            "Failed to parse root CA CRL: InvalidSignatureForPublicKey",
+            Code::TrustRootUnknown,
+        ),
+        (
+            "Failed to parse root CA CRL: BadDer",
+            Code::CollateralMalformed,
+        ),
+        ("Failed to parse PCK CRL: BadDer", Code::CollateralMalformed),
+        (
+            "TCBInfo issue date is in the future",
+            Code::CollateralNotYetValid,
+        ),
+        (
+            "QE Identity issue date is in the future",
+            Code::CollateralNotYetValid,
+        ),
+        ("TCBInfo expired", Code::CollateralExpired),
+        ("QE Identity expired", Code::CollateralExpired),
+        (
+            "Signature is invalid for tcb_info in quote_collateral",
+            Code::CollateralSignature,
+        ),
+        (
+            "Signature is invalid for qe_identity in quote_collateral",
+            Code::CollateralSignature,
+        ),
+        ("Invalid key length", Code::CollateralSignature),
+        (
+            "Signature is invalid for qe_report in quote",
+            Code::QuoteSignature,
+        ),
+        ("QE report hash mismatch", Code::QuoteSignature),
+        ("Invalid QE auth data length", Code::QuoteSignature),
+        (
+            "ISV enclave report signature is invalid",
+            Code::QuoteSignature,
+        ),
+        (
+            "QE MRSIGNER mismatch: expected 00, got 01",
+            Code::QuotingEnclave,
+        ),
+        (
+            "QE ISVPRODID mismatch: expected 1, got 2",
+            Code::QuotingEnclave,
+        ),
+        (
+            "QE MISCSELECT mismatch: expected 0 (masked), got 1 (masked)",
+            Code::QuotingEnclave,
+        ),
+        (
+            "QE ATTRIBUTES mismatch at byte 0: expected 0 (masked)",
+            Code::QuotingEnclave,
+        ),
+        (
+            "QE ISVSVN 1 is below minimum required 5 from QE Identity",
+            Code::QuotingEnclave,
+        ),
+        (
+            "No TCB levels found in QE Identity",
+            Code::CollateralMalformed,
+        ),
+        ("Fmspc mismatch", Code::CollateralMismatch),
+        (
+            "TDX quote with non-TDX TCB info in the collateral",
+            Code::CollateralMismatch,
+        ),
+        (
+            "SGX quote with non-SGX TCB info in the collateral",
+            Code::CollateralMismatch,
+        ),
+        (
+            "Unsupported QE Identity id/version for the quote TEE type: QE version 2",
+            Code::CollateralMismatch,
+        ),
+        ("No matching TCB level found", Code::TcbUnknown),
+        ("TCB status is invalid: Revoked", Code::TcbRevoked),
+        (
+            "Unrecognized TCB status Revoked in QE Identity",
+            Code::CollateralMalformed,
+        ),
+        ("Debug mode is enabled", Code::Debug),
+        ("TD profiling is enabled", Code::Debug),
+        ("SEPT_VE_DISABLE is not enabled", Code::TdAttributes),
+        ("TD migration is enabled", Code::TdAttributes),
+        ("SERVTD_EXT is enabled", Code::TdAttributes),
+        ("Invalid MR service TD", Code::TdAttributes),
+        ("Reserved bits in TD attributes are set", Code::TdAttributes),
+        (
+            "TDX module identity check: TDX module MRSIGNER mismatch",
+            Code::TdxModule,
+        ),
+        (
+            "tdxModule.mrsigner has invalid length 1, expected 48",
+            Code::TdxModule,
+        ),
+        ("Unsupported DCAP quote version", Code::QuoteUnsupported),
+        (
+            "Unsupported DCAP attestation key type",
+            Code::QuoteUnsupported,
+        ),
+        (
+            "Unsupported DCAP PCK cert format: 3. Use get_collateral()",
+            Code::QuoteUnsupported,
+        ),
+        ("SGX TEE quote must have version 3", Code::QuoteUnsupported),
+        ("Unknown QE vendor ID", Code::QuoteUnsupported),
+        ("Unsupported TEE type: 2", Code::QuoteUnsupported),
+        (
+            "Failed to decode quote: Invalid TEE type",
+            Code::QuoteMalformed,
+        ),
+        ("Failed to decode TcbInfo: EOF", Code::CollateralMalformed),
+        (
+            "Failed to decode QeIdentity: EOF",
+            Code::CollateralMalformed,
+        ),
+        (
+            "Failed to parse TCB Info issue date",
+            Code::CollateralMalformed,
+        ),
+        (
+            "Failed to parse QE Identity next update",
+            Code::CollateralMalformed,
+        ),
+        (
+            "Certificate chain is too short for TCB Info",
+            Code::CollateralMalformed,
+        ),
+        (
+            "Certificate chain is too short in quote",
+            Code::ChainInvalid,
+        ),
+        ("Too many intermediate certificates: 5", Code::ChainInvalid),
+        (
+            "TCB Info signer must be issued directly by the root CA",
+            Code::ChainInvalid,
+        ),
+        (
+            "Failed to extract PCK certificates from quote",
+            Code::ChainInvalid,
+        ),
+        (
+            "Failed to parse PCK certificate: BadDer",
+            Code::ChainInvalid,
+        ),
+        (
+            "Failed to parse certs: malformed framing",
+            Code::ChainInvalid,
+        ),
+        ("Intel extension not found", Code::ChainInvalid),
+        (
+            "something that no version of the library says today",
+            Code::AppraisalFailed,
+        ),
+    ];
+
+    #[test]
+    fn each_text_has_its_code_and_each_line_its_text() {
+        for (text, code) in TEXTS {
+            assert_eq!(refused(text).code, *code, "{text}");
+        }
+        for (words, _) in REFUSALS {
+            assert!(
+                TEXTS.iter().any(|(text, _)| text.contains(words)),
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        let text = refused("CrlExpired { time: UnixTime(2), next_update: UnixTime(1) }").text;
+        let want =
+            "CrlExpired { time: 1970-01-01 00:00:02 UTC, next_update: 1970-01-01 00:00:01 UTC }";
+        assert_eq!(text, want);
+    }
+
+    #[test]
+    fn texts_are_short_and_printable() {
+        let text = refused(&"\u{1b}[31m".repeat(1000)).text;
+        assert_eq!(text.chars().count(), TEXT_CHARS);
+        assert!(!text.contains('\u{1b}'));
+    }
+}
