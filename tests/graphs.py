@@ -52,15 +52,21 @@ def hungry() -> bytes:
     return model(nodes, [value("shape", INT64, ["rank"])], [value("total", FLOAT, [])])
 
 
-def hungry_to_load(elements: int) -> bytes:
-    """Needs its memory while it is loaded, when constants are folded."""
+def unfolding(elements: int) -> bytes:
+    """A small file whose constants take much memory once they are computed."""
     nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["filled"]),
-        helper.make_node("ReduceSum", ["filled"], ["total"], keepdims=0),
-        helper.make_node("Add", ["x", "total"], ["y"]),
+        helper.make_node("Expand", ["one", "shape"], ["filled"]),
+        helper.make_node("Add", ["x", "filled"], ["y"]),
     ]
-    constants = {"shape": np.array([elements], np.int64)}
-    return model(nodes, [value("x", FLOAT, [])], [value("y", FLOAT, [])], constants)
+    constants = {"one": np.float32(1), "shape": np.array([elements], np.int64)}
+    return model(nodes, [value("x", FLOAT, [])], [value("y", FLOAT, ["n"])], constants)
+
+
+def heavy(weights: np.ndarray) -> bytes:
+    """`y = x + weights`: a file as large as its weights."""
+    node = helper.make_node("Add", ["x", "weights"], ["y"])
+    specs = value("x", FLOAT, []), value("y", FLOAT, list(weights.shape))
+    return model([node], [specs[0]], [specs[1]], {"weights": weights})
 
 
 def divide() -> bytes:

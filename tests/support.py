@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,8 +12,11 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tools import onnxruntime
 
@@ -42,6 +46,9 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         config = configuration(self.port, self.public_port, **sections)
         (folder / "blindai.toml").write_text(config)
+        # Without a value, the argument would override the kind of TEE in the file.
+        simulated = "simulation" in sections.get("tee", {})
+        self.arguments = ["--config", "blindai.toml", *([] if simulated else ["--simulation"])]
 
     @property
     def address(self) -> str:
@@ -57,9 +64,8 @@ class Server:
         return self.process.pid
 
     def start(self, *arguments: str) -> Server:
-        """Start it, with `--config blindai.toml` unless told otherwise, without waiting."""
-        command = [str(binary()), "serve", "--simulation"]
-        command += arguments or ("--config", "blindai.toml")
+        """Start it, with `--simulation --config blindai.toml` unless told otherwise."""
+        command = [str(binary()), "serve", *(arguments or self.arguments)]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         return self
@@ -133,8 +139,13 @@ class Http:
         if isinstance(body, dict):
             body = json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.connection.request(method, path, body, names)
-        return Answer(self.connection.getresponse())
+        # A server answers before it has read a body that it will not take, and hangs up.
+        with contextlib.suppress(ssl.SSLEOFError, BrokenPipeError, ConnectionResetError):
+            self.connection.request(method, path, body, names)
+        answer = Answer(self.connection.getresponse())
+        if answer.status >= 400 and body is not None:
+            self.connection.close()
+        return answer
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.request("GET", path, **headers)
@@ -202,6 +213,17 @@ def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE
             return value
         time.sleep(0.02)
     raise AssertionError(f"waited {patience:.0f} s for {what}")
+
+
+def run_slowly(pool: Executor, server: Server, client, name: str, rounds: int) -> Future:
+    """A request to the model of `graphs.loop`, which a worker has begun to work on."""
+    before = {pid: cpu_seconds(pid) for pid in server.workers()}
+    request = pool.submit(client.infer, name, {"rounds": np.array(rounds)})
+    wait_for(
+        lambda: any(cpu_seconds(pid) > used + 0.1 for pid, used in before.items()),
+        "the model to run",
+    )
+    return request
 
 
 def descendants(pid: int) -> list[int]:

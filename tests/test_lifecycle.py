@@ -13,7 +13,7 @@ import graphs
 import numpy as np
 import pytest
 from conftest import connect
-from support import Server, binary, cpu_seconds, tls_socket, wait_for
+from support import Server, binary, run_slowly, stat_fields, tls_socket, wait_for
 
 import blindai
 
@@ -49,25 +49,19 @@ def test_nothing_is_left_behind(tmp_path: Path):
         client.models.upload(graphs.add([1]), name="add")
         workers = server.workers()
         assert workers
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: not any(map(stat_fields, workers)), "the workers to end")
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_end_and_takes_no_new_ones(tmp_path: Path, end: signal.Signals):
     with Server(tmp_path) as server, connect(server) as client, ThreadPoolExecutor() as pool:
         client.models.upload(graphs.loop(), name="slow")
-        rounds = 2_000_000
-        before = {pid: cpu_seconds(pid) for pid in server.workers()}
-        request = pool.submit(client.infer, "slow", {"rounds": np.array(rounds)})
-        wait_for(
-            lambda: any(cpu_seconds(pid) > used + 0.1 for pid, used in before.items()),
-            "the model to run",
-        )
+        request = run_slowly(pool, server, client, "slow", 2_000_000)
         os.kill(server.pid, end)
         wait_for(lambda: not accepts(server.port), "the port to close")
         with pytest.raises(blindai.ConnectionError):
             connect(server)
-        assert request.result()["total"] == rounds
+        assert request.result()["total"] == 2_000_000
 
 
 def test_a_connection_that_says_nothing_does_not_hold_the_server(tmp_path: Path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import inputs
 import numpy as np
 import pytest
-from support import PATIENCE, Server, binary
+from support import PATIENCE, Server, binary, wait_for
 
 from tools import models, onnxruntime
 
@@ -33,22 +33,14 @@ AFTER = "import json\nprint(json.dumps(list(response.output)))\n"
 @pytest.fixture
 def default_server(tmp_path: Path) -> Iterator[Server]:
     """`blindai serve --simulation` and nothing else: the default ports, the library beside it."""
-    for port in (50051, 50052):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+    wait_for(lambda: all(map(is_free, (50051, 50052))), "the ports 50051 and 50052 to be free")
     beside = binary().parent / onnxruntime.LIBRARY.name
     if not beside.exists():
         shutil.copyfile(onnxruntime.fetch(), beside)
     server = Server(tmp_path)
     server.port, server.public_port = 50051, 50052
     (tmp_path / "blindai.toml").unlink()
-    server.process = subprocess.Popen(
-        [str(binary()), "serve", "--simulation"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=server.log_path.open("wb"),
-    )
+    server.start("--simulation")
     server.wait_until_ready()
     yield server
     server.stop()
@@ -71,3 +63,8 @@ def test_the_tutorial_reads_hello_world(default_server: Server):
     assert inputs.ctc_text(ids) == "HELLO WORLD"
     # It connects with simulation=True, which proves nothing: that must not go unsaid.
     assert "simulation" in done.stderr.lower()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
