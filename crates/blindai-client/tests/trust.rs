@@ -1,0 +1,293 @@
+//! Who is refused, over real connections, and that nothing was sent to them.
+
+mod support;
+
+use std::sync::Arc;
+
+use blindai_client::{Client, ClientError, ConnectOptions, ErrorKind, Upload};
+use blindai_core::EvidenceDocument;
+use blindai_verify::Binding;
+use rcgen::KeyPair;
+use rustls::HandshakeKind;
+use support::*;
+
+async fn refused(server: &Server, options: ConnectOptions) -> ClientError {
+    let error = Client::connect(&server.address, options).await.unwrap_err();
+    assert_eq!(server.user_requests(), [""; 0], "{error}");
+    error
+}
+
+fn identity() -> (Arc<Identity>, Time) {
+    let time = Time::now();
+    (Identity::new(MEASUREMENT, &time), time)
+}
+
+#[tokio::test]
+async fn an_honest_server_is_verified_for_its_tls_key() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let report = client.report();
+    assert!(report.simulated());
+    assert_eq!(report.claims().tls_spki_sha256, identity.spki_sha256());
+    assert!(report.claims().nonce.is_some());
+    assert_eq!(report.valid_until(), time.seconds() + LIFETIME_SECONDS);
+}
+
+#[tokio::test]
+async fn fresh_evidence_has_a_new_nonce_and_verifies_offline() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let before = client.report();
+    let (document, report) = client.attest().await.unwrap();
+    assert_ne!(before.claims().nonce, report.claims().nonce);
+    assert!(Arc::ptr_eq(&client.report(), &report));
+
+    let kept = EvidenceDocument::from_json(&document.to_json()).unwrap();
+    let binding = Binding {
+        tls_spki_sha256: None,
+        nonce: report.claims().nonce,
+    };
+    let collateral = kept.collateral.as_ref().unwrap();
+    let now = time.seconds();
+    blindai_verify::verify(
+        &kept.evidence(),
+        collateral,
+        &binding,
+        &pinned_policy(),
+        now,
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_simulated_server_is_refused_by_a_production_policy() {
+    let (identity, _) = identity();
+    let server = Server::honest(&identity).await;
+    let error = refused(&server, ConnectOptions::new(production_policy())).await;
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "trust-root-simulation");
+    assert!(!error.rejection().unwrap().checks().is_empty());
+}
+
+#[tokio::test]
+async fn other_code_than_the_policy_names_is_refused() {
+    let time = Time::now();
+    let server = Server::honest(&Identity::new([0x22; 32], &time)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "measurement-mismatch");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_key_than_its_evidence_is_refused_in_the_handshake() {
+    let (identity, time) = identity();
+    // A machine in between, with its own key, repeats the evidence of an honest server.
+    let own = KeyPair::generate().unwrap();
+    let certificate = certificate_with(&own, &identity.evidence(None));
+    let relayed = identity.clone();
+    let server = Server::start(tls(certificate, &own, TLS13), move |nonce| {
+        relayed.document(nonce)
+    });
+    let server = server.await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "tls-key-mismatch");
+    assert_eq!(server.attestations(), 0);
+}
+
+#[tokio::test]
+async fn a_relayed_document_of_another_server_is_refused() {
+    let (victim, time) = identity();
+    // Simulated evidence of its own gets a machine in between past the handshake, not further.
+    let own = Identity::new(MEASUREMENT, &time);
+    let config = tls(own.certificate(), &own.key, TLS13);
+    let server = Server::start(config, move |nonce| victim.document(nonce)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "tls-key-mismatch");
+    assert_eq!(server.attestations(), 1);
+}
+
+#[tokio::test]
+async fn a_copied_certificate_without_its_private_key_is_refused() {
+    let (identity, time) = identity();
+    let other = KeyPair::generate().unwrap();
+    let config = tls(identity.certificate(), &other, TLS13);
+    let server = Server::start(config, move |nonce| identity.document(nonce)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.kind(), ErrorKind::Connection);
+    assert_eq!(error.code(), "tls-failed");
+    assert_eq!(server.attestations(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_without_evidence_is_refused() {
+    let (identity, time) = identity();
+    let plain = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let plain = plain.self_signed(&identity.key).unwrap().der().to_vec();
+    let config = tls(plain, &identity.key, TLS13);
+    let server = Server::start(config, move |nonce| identity.document(nonce)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "certificate-malformed");
+}
+
+#[tokio::test]
+async fn an_old_nonce_is_refused() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let kept = identity.document(blindai_core::Nonce::from_bytes([7; 32]));
+    server.attest_with(move |_| kept.clone());
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "nonce-mismatch");
+}
+
+#[tokio::test]
+async fn evidence_past_its_end_is_refused() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let later = time.seconds() + LIFETIME_SECONDS;
+    let error = refused(&server, options(&time).clock(move || later)).await;
+    assert_eq!(error.code(), "claims-expired");
+}
+
+#[tokio::test]
+async fn a_report_that_expires_between_requests_is_renewed_before_the_next() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let first = client.report();
+    client.models().await.unwrap();
+    assert_eq!(server.attestations(), 1);
+
+    time.advance(LIFETIME_SECONDS);
+    client.models().await.unwrap();
+    assert_eq!(server.attestations(), 2);
+    assert!(client.report().valid_until() > first.valid_until());
+}
+
+#[tokio::test]
+async fn a_report_that_cannot_be_renewed_stops_every_request() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let ahead = Time::now();
+    let clock = ahead.clone();
+    let options = options(&time).clock(move || clock.seconds());
+    let client = Client::connect(&server.address, options).await.unwrap();
+
+    ahead.advance(LIFETIME_SECONDS + 1);
+    let name = "m".parse().unwrap();
+    let errors = [
+        client.models().await.unwrap_err(),
+        client
+            .infer(&name, None, &request(vec![1]))
+            .await
+            .unwrap_err(),
+        client.delete(&name, None).await.unwrap_err(),
+        client
+            .upload(Upload::bytes(&name, vec![1]))
+            .await
+            .unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Attestation);
+        assert_eq!(error.code(), "claims-expired");
+    }
+    assert_eq!(server.user_requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_restarted_server_with_a_new_key_proves_itself_anew() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let next = Identity::new(MEASUREMENT, &time);
+    server.become_identity(&next);
+
+    let name = "m".parse().unwrap();
+    client.infer(&name, None, &request(vec![1])).await.unwrap();
+    assert_eq!(client.report().claims().tls_spki_sha256, next.spki_sha256());
+    assert_eq!(server.attestations(), 2);
+}
+
+#[tokio::test]
+async fn a_restarted_server_with_other_code_gets_nothing() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    server.become_identity(&Identity::new([0x22; 32], &time));
+
+    let name = "m".parse().unwrap();
+    let error = client
+        .infer(&name, None, &request(vec![1]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "measurement-mismatch");
+    let error = client
+        .upload(Upload::bytes(&name, vec![1]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "measurement-mismatch");
+    assert_eq!(server.user_requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let (identity, time) = identity();
+    let versions: &[_] = &[&rustls::version::TLS12];
+    let config = tls(identity.certificate(), &identity.key, versions);
+    let server = Server::start(config, move |nonce| identity.document(nonce)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.kind(), ErrorKind::Connection);
+    assert_eq!(error.code(), "tls-failed");
+    assert_eq!(server.attestations(), 0);
+}
+
+#[tokio::test]
+async fn no_session_is_ever_resumed() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let name = "m".parse().unwrap();
+    for _ in 0..3 {
+        // Each takes a new connection, after the server's tickets have come.
+        client.models().await.unwrap();
+        client.delete(&name, None).await.unwrap();
+    }
+    let handshakes = server.handshakes.lock().unwrap().clone();
+    assert!(handshakes.len() >= 4);
+    assert!(
+        !handshakes.contains(&HandshakeKind::Resumed),
+        "{handshakes:?}"
+    );
+}
+
+#[tokio::test]
+async fn documents_that_are_none_are_refused() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let cases = [
+        (vec![b' '; 1024 * 1024 + 1], "response-too-large"),
+        (b"{}".to_vec(), "evidence-malformed"),
+        (Vec::new(), "evidence-malformed"),
+    ];
+    for (document, code) in cases {
+        server.attest_with(move |_| document.clone());
+        assert_eq!(refused(&server, options(&time)).await.code(), code);
+    }
+    let bare = EvidenceDocument::new(blindai_core::Tee::Sgx, identity.evidence(None), None);
+    server.attest_with(move |_| bare.to_json());
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "collateral-missing");
+}
