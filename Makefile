@@ -33,7 +33,8 @@ test: setup
 	cargo test --workspace --locked
 	$(MAKE) --no-print-directory python PROFILE=dev
 	$(PYTHON) tools/models.py build
-	$(PYTHON) -m pytest python/tests tests
+	$(PYTHON) -m pytest python/tests
+	$(PYTHON) -m pytest tests
 
 lint: setup
 	cargo fmt --all --check

@@ -15,6 +15,7 @@ from support import Server, run_slowly
 
 import blindai
 from blindai import aio
+from tools import models
 
 
 def own(number: int) -> dict[str, np.ndarray]:
@@ -100,3 +101,17 @@ def test_models_over_the_memory_are_refused_until_there_is_room(tmp_path: Path):
         assert held
         client.models.delete(held[0])
         client.models.upload(graphs.heavy(weights), name="next")
+
+
+def test_an_upload_never_lies_in_the_servers_memory(tmp_path: Path):
+    with Server(tmp_path) as server, connect(server) as client:
+        before = peak_bytes(server.pid)
+        client.models.upload(models.build("wav2vec2_hello_world"), progress=False)
+        assert peak_bytes(server.pid) - before <= 64 << 20
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has held at one time."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
