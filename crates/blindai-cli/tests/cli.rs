@@ -140,12 +140,10 @@ fn a_model_is_uploaded_run_and_deleted() {
 fn a_simulated_server_is_refused_unless_asked_for_by_name() {
     let server = Server::start("tdx");
     let policy = server.folder.path().join("policy.toml");
-    let mrtd = "00".repeat(48);
-    fs::write(
-        &policy,
-        format!("tee = ['tdx']\n[tdx]\nmrtd = ['{mrtd}']\n"),
-    )
-    .unwrap();
+    let zeros = "00".repeat(48);
+    let pins = ["mrtd", "rtmr1", "rtmr2"].map(|name| format!("{name} = ['{zeros}']"));
+    let pins = pins.join("\n");
+    fs::write(&policy, format!("tee = ['tdx']\n[tdx]\n{pins}\n")).unwrap();
     let refused = server.run(&[
         "attest",
         &server.address,
@@ -153,10 +151,10 @@ fn a_simulated_server_is_refused_unless_asked_for_by_name() {
         "policy.toml",
         "--json",
     ]);
-    assert_eq!(refused.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{text}");
     let answer: Value = serde_json::from_slice(&refused.stdout).unwrap();
     assert_eq!(answer["verdict"], "rejected");
-    let text = String::from_utf8_lossy(&refused.stderr);
     assert!(text.contains("BlindAI Simulation Root"), "{text}");
 
     let nothing = server.run(&["attest", &server.address]);
