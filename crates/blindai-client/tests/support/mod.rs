@@ -149,8 +149,10 @@ pub struct Server {
     /// `GET /v1/models` and so on, in order of arrival.
     pub requests: Mutex<Vec<String>>,
     pub handshakes: Mutex<Vec<HandshakeKind>>,
-    /// Answers an upload before it was read, and closes at once.
+    /// Answers an upload before it was read, and closes.
     pub refuse_uploads: AtomicBool,
+    /// Refused uploads are read to their end.
+    pub read_on: AtomicBool,
     /// Closes each connection when it gets its next request, without an answer.
     pub hang_up: AtomicBool,
     /// Says another digest than that of what came.
@@ -178,6 +180,7 @@ impl Server {
             requests: Mutex::default(),
             handshakes: Mutex::default(),
             refuse_uploads: AtomicBool::new(false),
+            read_on: AtomicBool::new(false),
             hang_up: AtomicBool::new(false),
             lie_about_digest: AtomicBool::new(false),
             errors: Mutex::default(),
@@ -257,6 +260,9 @@ impl Server {
                 response
                     .headers_mut()
                     .insert(http::header::CONNECTION, close);
+                if self.read_on.load(Ordering::SeqCst) {
+                    tokio::spawn(request.into_body().collect());
+                }
                 response
             }
             Method::PUT => self.store(request).await,
