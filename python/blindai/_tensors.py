@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
@@ -146,13 +145,12 @@ def _spec(name: str, signature: Signature | None) -> TensorSpec:
 
 
 def _is_untyped(value: Any) -> bool:
-    if not isinstance(value, (bool, int, float, str, bytes, list, tuple)):
-        return False
     leaf = value
     while isinstance(leaf, (list, tuple)) and leaf:
         leaf = leaf[0]
-    # A list of numpy's own numbers has an element type: converting it would be a silent cast.
-    return not isinstance(leaf, (np.generic, np.ndarray))
+    # numpy's own numbers have an element type: converting them would be a silent cast.
+    python = isinstance(leaf, (bool, int, float, str, bytes, list, tuple))
+    return python and not isinstance(leaf, np.generic)
 
 
 def _dtype_name(name: str, value: Any, array: Array) -> str:
@@ -170,26 +168,25 @@ def _dtype_name(name: str, value: Any, array: Array) -> str:
 def _texts(name: str, array: Array) -> list[str]:
     texts = array.reshape(-1).tolist()
     for i, text in enumerate(texts):
-        if isinstance(text, bytes):
-            try:
-                texts[i] = text.decode()
-            except UnicodeDecodeError as error:
-                fact = f"input {quote(name)}: string element {i} is not UTF-8"
-                # The cause would quote the data.
-                raise InvalidInputError("input-data", fact) from error.with_traceback(None)
-        elif not isinstance(text, str):
+        if not isinstance(text, (str, bytes)):
             fact = f"input {quote(name)}: element {i} is {_type_name(text)}, not str or bytes"
             raise InvalidInputError("input-dtype", fact)
+        try:
+            if isinstance(text, bytes):
+                texts[i] = text.decode()
+            else:
+                text.encode()
+        except UnicodeError:
+            fact = f"input {quote(name)}: string element {i} is not UTF-8"
+            # The cause would quote the data.
+            raise InvalidInputError("input-data", fact) from None
     return texts
 
 
 def _from_lists(name: str, value: Any, dtype: type[object] | None) -> Array:
     try:
-        with warnings.catch_warnings():
-            # Before numpy 1.24 ragged lists were a warning.
-            warnings.simplefilter("error")
-            return np.array(value, dtype)
-    except (ValueError, Warning):
+        return np.array(value, dtype)
+    except (ValueError, OverflowError):
         fact = f"input {quote(name)}: the nested lists are not of equal length"
         raise InvalidInputError("input-shape", fact) from None
 

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Rejection,
-    Upload, VerifiedReport,
+    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Upload,
+    VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
-use blindai_verify::RejectionCode;
 use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -63,19 +62,14 @@ impl Connect {
         })
     }
 
-    /// Without a policy, that the server runs something else than nothing is not its fault.
+    /// When all but the measurements of nobody would do, it is the policy that is missing.
     fn explain(&self, error: ClientError) -> PyErr {
-        let code = error.rejection().map(Rejection::code);
-        let unnamed = self.policy.is_none() && code == Some(RejectionCode::MeasurementMismatch);
-        if !unnamed {
+        if self.policy.is_some() || error.code() != "measurement-mismatch" {
             return to_python(error);
         }
         let fact = "no policy says which code to trust";
-        error::policy(
-            "policy-missing",
-            fact,
-            "pass policy=, the path of a policy file",
-        )
+        let remedy = "pass policy=, the path of a policy file";
+        error::policy("policy-missing", fact, remedy)
     }
 }
 
