@@ -178,6 +178,7 @@ def test_simulation_must_be_asked_for_by_name(server: Server, tmp_path: Path, po
     assert caught.value.remedy
 
 
+@pytest.mark.filterwarnings("ignore::blindai.SimulationWarning")
 def test_an_empty_policy_accepts_nothing(server: Server, tmp_path: Path):
     path = tmp_path / "policy.toml"
     path.write_text("")
