@@ -18,6 +18,7 @@ use memmap2::Mmap;
 use ort::environment::Environment;
 use ort::session::RunOptions;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use rustix::process::Signal;
 use serde::Serialize;
 
 use crate::protocol::{
@@ -77,7 +78,7 @@ fn serve() -> io::Result<()> {
 fn load(library: OwnedFd, model: OwnedFd, setup: &Setup) -> Result<Model> {
     let environment = runtime(&library)?;
     drop(library);
-    confine::limit_memory(setup.memory_bytes).map_err(system)?;
+    confine::limit_memory(setup.memory_bytes, setup.threads).map_err(system)?;
     let model = map(&model.into()).map_err(system)?;
     let graph = onnx::check(&model)?;
     Model::load(&environment, &model, &graph, setup)
@@ -159,7 +160,8 @@ fn watch(cancel: OwnedFd, current: Arc<Mutex<Current>>) -> io::Result<()> {
                 let _ = options.terminate();
             }
         }
-        std::process::exit(0);
+        // Not `exit`: it would tear ONNX Runtime down under the threads that run in it, and hang.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     };
     let thread = thread::Builder::new().name("cancel".into());
     thread.stack_size(CANCEL_STACK_BYTES).spawn(watch)?;

@@ -42,8 +42,9 @@ pub(super) fn limit_files(bytes: u64) -> io::Result<()> {
 }
 
 /// Allows so much more private memory than there is by now: allocations beyond it fail here, instead
-/// of on the machine.
-pub(super) fn limit_memory(bytes: u64) -> io::Result<()> {
+/// of on the machine. The stacks of compute threads count by their whole reserved length, of which
+/// they use next to nothing, so they come on top.
+pub(super) fn limit_memory(bytes: u64, threads: usize) -> io::Result<()> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages = statm
         .split(' ')
@@ -51,8 +52,13 @@ pub(super) fn limit_memory(bytes: u64) -> io::Result<()> {
         .and_then(|pages| pages.parse::<u64>().ok());
     let pages = pages.ok_or(io::ErrorKind::InvalidData)?;
     let used = pages * rustix::param::page_size() as u64;
-    limit(Resource::Data, used.saturating_add(bytes))
+    let stacks = STACK_BYTES.saturating_mul(threads as u64);
+    let allowed = used.saturating_add(stacks).saturating_add(bytes);
+    limit(Resource::Data, allowed)
 }
+
+/// What glibc reserves for a thread, unless the system says otherwise.
+const STACK_BYTES: u64 = 8 << 20;
 
 const OPEN_FILES: u64 = 64;
 
