@@ -1,7 +1,7 @@
 //! SGX and TDX quotes, through the crate `dcap-qvl`: what it refuses, in our codes.
 
 use blindai_core::{DcapCollateral, Tee, simulation};
-use dcap_qvl::configs::RustCryptoConfig;
+use dcap_qvl::config::Config;
 use dcap_qvl::quote::{Quote, Report};
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
@@ -9,6 +9,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::RejectionCode;
+use crate::crypto::Backend;
 use crate::report::utc;
 
 /// Real quotes are under 16 KiB.
@@ -87,16 +88,14 @@ pub(crate) fn verify(
     allow_debug: bool,
     now: u64,
 ) -> Result<QuoteClaims, Refused> {
-    let collateral = to_library(collateral)?;
-    let verifier = match root {
-        Root::Intel => QuoteVerifier::new_prod().with_config::<RustCryptoConfig>(),
-        Root::Simulation => QuoteVerifier::<RustCryptoConfig>::new_with_config(
-            simulation::ROOT_CERTIFICATE_DER.to_vec(),
-        ),
-    };
+    let verifier = verifier::<Backend>(root).allow_debug(allow_debug);
     verifier
-        .allow_debug(allow_debug)
-        .verify_with_policy(quote, collateral, now, &QuotePolicy::claims_only(now))
+        .verify_with_policy(
+            quote,
+            to_library(collateral)?,
+            now,
+            &QuotePolicy::claims_only(now),
+        )
         .map_err(|error| refused(&format!("{error:#}")))
 }
 
@@ -146,6 +145,15 @@ fn sgx_body(enclave: &dcap_qvl::verify::EnclaveReport) -> Body {
         ],
         report_data: enclave.report_data,
         debug: enclave.attributes[0] & ATTRIBUTE_DEBUG != 0,
+    }
+}
+
+fn verifier<C: Config>(root: Root) -> QuoteVerifier<C> {
+    match root {
+        Root::Intel => QuoteVerifier::new_prod().with_config(),
+        Root::Simulation => {
+            QuoteVerifier::new_with_config(simulation::ROOT_CERTIFICATE_DER.to_vec())
+        }
     }
 }
 
@@ -520,6 +528,39 @@ mod tests {
                 "{words}"
             );
         }
+    }
+
+    #[test]
+    fn both_backends_give_the_same_claims_and_refusals() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/evidence/");
+        let read = |name: &str| std::fs::read(format!("{folder}{name}")).unwrap();
+        let json = read("collateral/sgx_00a067110000_2025-06.json");
+        let collateral: DcapCollateral = serde_json::from_slice(&json).unwrap();
+        let quote = read("sgx/dcapqvl_00a067110000.quote");
+        let now = 1_751_600_000;
+        let both = |quote: &[u8], collateral: &DcapCollateral| {
+            let policy = QuotePolicy::claims_only(now);
+            let pure = verifier::<dcap_qvl::configs::RustCryptoConfig>(Root::Intel);
+            let pure =
+                pure.verify_with_policy(quote, to_library(collateral).unwrap(), now, &policy);
+            let pure = pure.map_err(|error| refused(&format!("{error:#}")).text);
+            let ours = verify(quote, collateral, Root::Intel, false, now);
+            assert_eq!(ours.map_err(|refused| refused.text), pure);
+            pure.is_ok()
+        };
+        assert!(both(&quote, &collateral));
+        // A byte of each thing that is signed, and of each signature.
+        for at in [60, 440, 500, 570, 900, 990] {
+            let mut changed = quote.clone();
+            changed[at] ^= 1;
+            assert!(!both(&changed, &collateral), "byte {at}");
+        }
+        let mut changed = collateral.clone();
+        changed.tcb_info_signature[5] ^= 1;
+        assert!(!both(&quote, &changed));
+        let mut changed = collateral;
+        *changed.root_ca_crl.last_mut().unwrap() ^= 1;
+        assert!(!both(&quote, &changed));
     }
 
     #[test]

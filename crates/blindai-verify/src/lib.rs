@@ -1,9 +1,111 @@
+//! Decides whether evidence of a trusted execution environment (TEE) is to be trusted.
+//!
+//! One pure function, [`verify`], takes the evidence, the collateral, what the evidence must be
+//! bound to, a [`Policy`] and a time. It reads no clock, no socket, no file and no environment. Only
+//! it can make a [`VerifiedReport`]; a client asks for one before it sends a byte of data.
+//!
+//! ```no_run
+//! use blindai_core::{DcapCollateral, Evidence};
+//! use blindai_verify::{Binding, Policy, Rejection, read_certificate, verify};
+//!
+//! fn trusted(
+//!     certificate_der: &[u8],
+//!     collateral: &DcapCollateral,
+//!     policy: &Policy,
+//!     now_unix_seconds: u64,
+//! ) -> Result<(), Rejection> {
+//!     let certificate = read_certificate(certificate_der)?;
+//!     // Inside a handshake: cheap, and no verification.
+//!     certificate.check_binding()?;
+//!     let binding = Binding {
+//!         tls_spki_sha256: Some(certificate.tls_spki_sha256()),
+//!         nonce: None,
+//!     };
+//!     let evidence = certificate.evidence();
+//!     let report = verify(evidence, collateral, &binding, policy, now_unix_seconds)?;
+//!     println!("{report}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is checked
+//! Each check ends pass, fail or skipped, and the whole table is in the report and in the
+//! [`Rejection`]; a check that was required and had to be skipped is a failure.
+//!
+//! - **The quote**: its signature, the chains of certificates up to Intel's root, revocation, the
+//!   dates of everything; not in debug; the platform's patch level (TCB).
+//! - **The code**: the measurements that the policy pins.
+//! - **The binding**: the quote signs the claims (report data = SHA-256 of the claims, then zeros),
+//!   the claims name the TLS key of the connection, carry the nonce when one was sent, and are in
+//!   their time (5 minutes of clock skew are tolerated).
+//! - **The configuration**, when the policy names its digest.
+//!
+//! # What is not
+//! - Whether the code is good. A measurement says *which* code runs.
+//! - Whether the operator is honest about anything outside the TEE, or keeps the service running.
+//! - Physical attacks and side channels that Intel has not published an advisory for.
+//! - Hyper-threading, the platform's owner and its location: the quote's platform flags are not
+//!   appraised beyond what Intel's TCB status says of them.
+//! - SEV-SNP: a policy that names it is refused.
+//!
+//! # The policy file
+//! ```
+//! # use blindai_verify::Policy;
+//! let policy = Policy::from_toml(r#"
+//!     tee = ["sgx", "tdx"]        # required: the kinds that are accepted; each needs its section
+//!     ## Digests of server configurations. Default: any.
+//!     config_digest = ["sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"]
+//!     ## Default false. With true the host can read everything inside.
+//!     dangerous_allow_debug = false
+//!
+//!     ## All that is named must hold; of a list, one. mrenclave, or mrsigner with isv_prod_id and
+//!     ## min_isv_svn, is required: a signer alone would let its other products and old versions pass.
+//!     [sgx]
+//!     mrenclave = ["8f173e4613ff05c52aaf04162d234edae8c9977eae47eb2299ae16a553011c68"]
+//!     mrsigner = ["83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e"]
+//!     isv_prod_id = 1
+//!     min_isv_svn = 1
+//!
+//!     ## mrtd, rtmr1 and rtmr2 are required: MRTD alone measures the firmware, not the kernel.
+//!     ## rtmr0 and rtmr3 may be added.
+//!     [tdx]
+//!     mrtd = ["bbf7209c1a756b2747bba45f37c0244e5d5e9d03231528d52223b7303d0d157a209a54370f245c3fedc3f3bd96795e95"]
+//!     rtmr1 = ["e1685b6426d9c5be8691ff8f95eacdc11753355667394aa23124570b14baf68ab322a3aaeb3c599c448ad5016c709a49"]
+//!     rtmr2 = ["5950b00ff874d6babe6fa92b1d579e25e2b410ee9fe1ce6139fd879dd40330bc2b67979dba24da5353fd0b4af09effaa"]
+//!
+//!     ## The platform's patch level. Default: UpToDate, without open advisories.
+//!     [tcb]
+//!     allowed = ["UpToDate"]
+//!     min_evaluation_number = 17  # default: any
+//!
+//!     ## What is accepted to the end of a day (UTC) although it is not up to date: one advisory or
+//!     ## one status each. A verdict that needed an exception ends with it.
+//!     [[tcb.exceptions]]
+//!     advisory = "INTEL-SA-00615"
+//!     until = "2026-12-31"
+//!     [[tcb.exceptions]]
+//!     status = "SWHardeningNeeded"
+//!     until = "2026-12-31"
+//! "#)?;
+//! assert!(!policy.accepts_simulation());
+//! # Ok::<(), blindai_verify::PolicyError>(())
+//! ```
+//! Unknown keys are refused, all mistakes are reported at once, and a policy that would let code run
+//! that nobody named does not compile.
+//!
+//! # Simulation
+//! Simulated evidence takes the same path and differs in its trust root only, whose private key is
+//! public ([`blindai_core::simulation`]). It protects nothing and is refused as
+//! [`RejectionCode::TrustRootSimulation`] unless it was asked for by name:
+//! [`Policy::dangerous`]`().accept_simulation()` takes any code under that root and no hardware;
+//! [`Policy::dangerous_accept_simulation`] holds the pins of a policy file, and takes both.
 #![forbid(unsafe_code)]
 
 mod appraise;
 mod certificate;
 mod check;
 mod code;
+mod crypto;
 mod dcap;
 mod policy;
 mod report;

@@ -30,7 +30,7 @@ impl Policy {
     /// that nobody named: without a TEE, or for a TEE without a measurement or signer.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let table = text.parse::<Table>().map_err(|error| PolicyError {
-            problems: vec![format!("not TOML: {}", error.message())],
+            problems: vec![not_toml(text, &error)],
         })?;
         let problems = RefCell::default();
         let policy = read_policy(Section {
@@ -142,6 +142,12 @@ pub(crate) struct Exception {
 pub(crate) enum Excepted {
     Advisory(String),
     Status(TcbStatus),
+}
+
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line} is not TOML: {}", error.message())
 }
 
 fn read_policy(mut top: Section<'_>) -> Policy {
@@ -468,6 +474,12 @@ mod tests {
     fn an_empty_policy_is_refused() {
         assert_eq!(problems("").len(), 1);
         assert_eq!(problems("tee = []").len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_toml_is_refused_with_its_line() {
+        assert!(problems("tee = []\n\ntee =")[0].starts_with("line 3 is not TOML"));
+        assert!(problems("tee = []\ntee = []")[0].starts_with("line 2 is not TOML"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod support;
 
 use blindai_core::{Claims, DcapCollateral, Digest, Nonce, ReportData, Tee, simulation};
-use blindai_tee::{Attester as _, SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE};
+use blindai_tee::SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE;
 use blindai_verify::{Binding, Outcome, RejectionCode as Code, appraise_quote, checks, verify};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, Issuer,
