@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use blindai_core::{Code, Error, Result};
@@ -48,7 +48,7 @@ fn serve() -> io::Result<()> {
     let mut message = vec![0; MESSAGE_BYTES];
     let (setup, descriptors) = receive_setup(&control, &mut message)?;
     let [library, model, inputs, outputs, cancel] = descriptors;
-    let current = Arc::new(Mutex::new(Current::default()));
+    let current = Arc::new(Current::default());
     watch(cancel, current.clone())?;
     let outputs = File::from(outputs);
     confine::limit_files(outputs.metadata()?.len())?;
@@ -104,22 +104,15 @@ fn runtime(library: &OwnedFd) -> Result<Environment> {
 
 /// The request being computed, as the cancelling thread sees it.
 #[derive(Default)]
-struct Current {
+struct Current(Mutex<State>);
+
+#[derive(Default)]
+struct State {
     request: Option<(u64, Arc<RunOptions>)>,
     cancelled: u64,
 }
 
-trait RunCurrent {
-    fn run(
-        &self,
-        model: &mut Model,
-        run: &Run,
-        inputs: &[u8],
-        outputs: &File,
-    ) -> Result<Vec<Place>, Failure>;
-}
-
-impl RunCurrent for Mutex<Current> {
+impl Current {
     fn run(
         &self,
         model: &mut Model,
@@ -128,37 +121,43 @@ impl RunCurrent for Mutex<Current> {
         outputs: &File,
     ) -> Result<Vec<Place>, Failure> {
         let options = Arc::new(RunOptions::new().map_err(|_| Failure::Other)?);
-        let lock = || self.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         // The word to stop may have overtaken the request.
-        let mut current = lock();
-        if current.cancelled >= run.id {
+        if state.cancelled >= run.id {
             return Err(Failure::Cancelled);
         }
-        current.request = Some((run.id, options.clone()));
-        drop(current);
+        state.request = Some((run.id, options.clone()));
+        drop(state);
         let result = model.run(run, inputs, outputs, &options);
-        let mut current = lock();
-        current.request = None;
-        match current.cancelled >= run.id {
+        let mut state = self.lock();
+        state.request = None;
+        match state.cancelled >= run.id {
             true => Err(Failure::Cancelled),
             false => result,
         }
+    }
+
+    fn cancel(&self, id: u64) {
+        let mut state = self.lock();
+        state.cancelled = state.cancelled.max(id);
+        if let Some((_, options)) = state.request.as_ref().filter(|(own, _)| *own == id) {
+            // Should it fail, the parent's patience ends soon.
+            let _ = options.terminate();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Waits for requests to be cancelled, and for the parent to be gone: then the process ends at once,
 /// whatever it is computing.
-fn watch(cancel: OwnedFd, current: Arc<Mutex<Current>>) -> io::Result<()> {
+fn watch(cancel: OwnedFd, current: Arc<Current>) -> io::Result<()> {
     let watch = move || {
         let mut id = [0; 8];
         while let Ok((_, 8)) = rustix::net::recv(&cancel, &mut id, RecvFlags::empty()) {
-            let id = u64::from_le_bytes(id);
-            let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
-            current.cancelled = current.cancelled.max(id);
-            if let Some((_, options)) = current.request.as_ref().filter(|(own, _)| *own == id) {
-                // Should it fail, the parent's patience ends soon.
-                let _ = options.terminate();
-            }
+            current.cancel(u64::from_le_bytes(id));
         }
         // Not `exit`: it would tear ONNX Runtime down under the threads that run in it, and hang.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);

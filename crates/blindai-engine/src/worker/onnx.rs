@@ -297,47 +297,43 @@ impl<'a> Functions<'a> {
         let mut known = HashMap::new();
         for field in fields(model) {
             if let (MODEL_GRAPH, Value::Bytes(graph)) = field? {
-                let nodes = self.nodes(graph, GRAPH_NODE, &mut known, 0)?;
-                if nodes > MOST_NODES {
-                    let fact =
-                        format!("it has over {MOST_NODES} nodes with its functions expanded");
-                    return Err(invalid(&fact));
-                }
+                self.body(graph, GRAPH_NODE, &mut known, 0)?;
             }
         }
         Ok(())
     }
 
-    /// The nodes of a graph or function body, expanded.
-    fn nodes(
+    /// The size of a graph or function body, expanded.
+    fn body(
         &self,
         body: &'a [u8],
         number: u64,
-        known: &mut HashMap<Identifier<'a>, u64>,
+        known: &mut HashMap<Identifier<'a>, Size>,
         depth: usize,
-    ) -> Result<u64> {
-        if depth > DEEPEST {
-            let fact = format!("its functions call each other over {DEEPEST} deep");
-            return Err(invalid(&fact));
-        }
-        let mut nodes = 0u64;
+    ) -> Result<Size> {
+        let mut size = Size::default();
+        // Checked on the way down too, or a function that calls itself would never end.
+        size.check(depth)?;
         for field in fields(body) {
             if let (found, Value::Bytes(node)) = field?
                 && found == number
             {
-                nodes = nodes.saturating_add(self.node(node, known, depth)?);
+                size.nodes += 1;
+                self.node(node, known, depth, &mut size)?;
+                size.check(depth)?;
             }
         }
-        Ok(nodes)
+        Ok(size)
     }
 
+    /// Adds what a node holds and calls.
     fn node(
         &self,
         node: &'a [u8],
-        known: &mut HashMap<Identifier<'a>, u64>,
+        known: &mut HashMap<Identifier<'a>, Size>,
         depth: usize,
-    ) -> Result<u64> {
-        let mut nodes = 1u64;
+        size: &mut Size,
+    ) -> Result<()> {
         for field in fields(node) {
             let (NODE_ATTRIBUTE, Value::Bytes(attribute)) = field? else {
                 continue;
@@ -345,8 +341,7 @@ impl<'a> Functions<'a> {
             for field in fields(attribute) {
                 match field? {
                     (number, Value::Bytes(graph)) if ATTRIBUTE_GRAPHS.contains(&number) => {
-                        let inner = self.nodes(graph, GRAPH_NODE, known, depth + 1)?;
-                        nodes = nodes.saturating_add(inner);
+                        size.add(self.body(graph, GRAPH_NODE, known, depth + 1)?);
                     }
                     _ => {}
                 }
@@ -356,12 +351,38 @@ impl<'a> Functions<'a> {
         if let Some(body) = self.bodies.get(&called) {
             let expanded = match known.get(&called) {
                 Some(expanded) => *expanded,
-                None => self.nodes(body, FUNCTION_NODE, known, depth + 1)?,
+                None => self.body(body, FUNCTION_NODE, known, depth + 1)?,
             };
             known.insert(called, expanded);
-            nodes = nodes.saturating_add(expanded);
+            size.add(expanded);
         }
-        Ok(nodes)
+        Ok(())
+    }
+}
+
+/// Of a body with everything in it expanded.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    nodes: u64,
+    height: usize,
+}
+
+impl Size {
+    fn add(&mut self, inner: Size) {
+        self.nodes = self.nodes.saturating_add(inner.nodes);
+        self.height = self.height.max(inner.height + 1);
+    }
+
+    fn check(self, depth: usize) -> Result<()> {
+        if depth + self.height > DEEPEST {
+            let fact = format!("its functions and graphs are nested over {DEEPEST} deep");
+            return Err(invalid(&fact));
+        }
+        if self.nodes > MOST_NODES {
+            let fact = format!("it has over {MOST_NODES} nodes with its functions expanded");
+            return Err(invalid(&fact));
+        }
+        Ok(())
     }
 }
 
@@ -467,4 +488,98 @@ fn invalid(fact: &str) -> Error {
         Code::ModelInvalid,
         format!("the file is not a model that can be run: {fact}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(number: u64, content: &[u8]) -> Vec<u8> {
+        let mut message = varint(number << 3 | 2);
+        message.extend(varint(content.len() as u64));
+        message.extend(content);
+        message
+    }
+
+    fn varint(mut value: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value > 0x7f {
+            bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+
+    fn call(operator: &str) -> Vec<u8> {
+        let operator = bytes(NODE_OPERATOR, operator.as_bytes());
+        [operator, bytes(NODE_DOMAIN, b"local")].concat()
+    }
+
+    /// A model whose graph calls these functions, each of which calls others.
+    fn model(calls: &[&str], functions: &[(&str, &[&str])]) -> Vec<u8> {
+        let nodes = |number, calls: &[&str]| -> Vec<u8> {
+            calls
+                .iter()
+                .flat_map(|callee| bytes(number, &call(callee)))
+                .collect()
+        };
+        let mut model = bytes(MODEL_GRAPH, &nodes(GRAPH_NODE, calls));
+        for (name, calls) in functions {
+            let name = bytes(FUNCTION_NAME, name.as_bytes());
+            let domain = bytes(FUNCTION_DOMAIN, b"local");
+            let function = [name, domain, nodes(FUNCTION_NODE, calls)].concat();
+            model.extend(bytes(MODEL_FUNCTION, &function));
+        }
+        model
+    }
+
+    fn fact(model: &[u8]) -> String {
+        let error = check(model).err().unwrap();
+        assert_eq!(error.code(), Code::ModelInvalid);
+        error.fact().to_owned()
+    }
+
+    #[test]
+    fn functions_may_call_each_other_but_not_themselves() {
+        check(&model(&["F", "F"], &[("F", &["G", "G"]), ("G", &["Relu"])]))
+            .unwrap_or_else(|e| panic!("{e}"));
+        assert!(fact(&model(&["F"], &[("F", &["F"])])).contains("nested"));
+        assert!(fact(&model(&["F"], &[("F", &["G"]), ("G", &["F", "F"])])).contains("nested"));
+        assert!(fact(&model(&["F"], &[("F", &[]), ("F", &[])])).contains("one name"));
+    }
+
+    #[test]
+    fn a_deep_chain_is_found_in_whatever_order_it_is_called() {
+        let names: Vec<String> = (0..60).map(|i| format!("F{i}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let functions: Vec<(&str, &[&str])> =
+            names.windows(2).map(|pair| (pair[0], &pair[1..])).collect();
+        assert!(fact(&model(&["F0"], &functions)).contains("nested"));
+        let upwards: Vec<&str> = names.iter().rev().copied().collect();
+        assert!(fact(&model(&upwards, &functions)).contains("nested"));
+    }
+
+    #[test]
+    fn impossible_dimensions_are_refused() {
+        let dims = |values: &[u64]| {
+            let packed: Vec<u8> = values.iter().flat_map(|value| varint(*value)).collect();
+            let tensor = [bytes(TENSOR_DIMS, &packed), bytes(TENSOR_NAME, b"w")].concat();
+            bytes(MODEL_GRAPH, &bytes(GRAPH_INITIALIZER, &tensor))
+        };
+        check(&dims(&[1 << 20, 1 << 20])).unwrap_or_else(|e| panic!("{e}"));
+        for values in [&[u64::MAX][..], &[1 << 40, 1 << 40], &[0, u64::MAX]] {
+            assert!(fact(&dims(values)).contains("\"w\" has impossible dimensions"));
+        }
+    }
+
+    #[test]
+    fn every_cut_of_a_message_is_refused_or_read() {
+        let whole = model(&["F"], &[("F", &["G"]), ("G", &["Relu"])]);
+        let accepted = (0..whole.len())
+            .filter(|end| check(&whole[..*end]).is_ok())
+            .count();
+        // Only where one of the model's own three fields ends.
+        assert_eq!(accepted, 2);
+    }
 }
