@@ -247,6 +247,16 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICK if fields else 0.0
 
 
+def has_ended(pid: int) -> bool:
+    """Whether every thread of a process has let go of its files; it may still be a zombie."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+    except OSError:
+        return not Path(f"/proc/{pid}").exists()
+    return not set(states) - {"Z", "X"}
+
+
 def stat_fields(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; none when it is gone or a zombie."""
     try:

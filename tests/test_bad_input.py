@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import connect
 from onnx import TensorProto
-from support import Server, cpu_seconds, reset, run_slowly, tls_socket, wait_for
+from support import Server, cpu_seconds, has_ended, reset, run_slowly, tls_socket, wait_for
 
 import blindai
 from tools import models
@@ -374,22 +374,25 @@ def busy(server: Server) -> float:
     return max(cpu_seconds(pid) for pid in server.workers())
 
 
-def test_a_killed_idle_worker(server: Server, client: blindai.Client):
+@pytest.fixture
+def victims(server: Server, client: blindai.Client) -> Iterator[set[int]]:
+    """The processes of the model "victim"."""
     before = set(server.workers())
     client.models.upload(graphs.loop(), name="victim")
-    victims = set(server.workers()) - before
-    assert victims
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not victims & set(server.workers()), "the worker to be gone")
-    assert count(client, "victim", 5) == 5
+    started = set(server.workers()) - before
+    assert started
+    yield started
     client.models.delete("victim")
 
 
-def test_a_worker_killed_at_work(server: Server, client: blindai.Client):
-    before = set(server.workers())
-    client.models.upload(graphs.loop(), name="victim")
-    victims = set(server.workers()) - before
+def test_a_killed_idle_worker(client: blindai.Client, victims: set[int]):
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: all(map(has_ended, victims)), "the worker to be gone")
+    assert count(client, "victim", 5) == 5
+
+
+def test_a_worker_killed_at_work(server: Server, client: blindai.Client, victims: set[int]):
     with ThreadPoolExecutor() as pool:
         request = run_slowly(pool, server, client, "victim", int(FOREVER))
         for pid in victims:
@@ -398,7 +401,6 @@ def test_a_worker_killed_at_work(server: Server, client: blindai.Client):
     assert isinstance(error, blindai.ModelError)
     assert error.code == "worker-crashed"
     assert count(client, "victim", 5) == 5
-    client.models.delete("victim")
 
 
 def test_an_input_that_crashes_the_library(client: blindai.Client):

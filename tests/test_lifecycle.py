@@ -13,7 +13,7 @@ import graphs
 import numpy as np
 import pytest
 from conftest import connect
-from support import Server, binary, run_slowly, stat_fields, tls_socket, wait_for
+from support import Server, binary, has_ended, run_slowly, tls_socket, wait_for
 
 import blindai
 
@@ -49,7 +49,7 @@ def test_nothing_is_left_behind(tmp_path: Path):
         client.models.upload(graphs.add([1]), name="add")
         workers = server.workers()
         assert workers
-    wait_for(lambda: not any(map(stat_fields, workers)), "the workers to end")
+    wait_for(lambda: all(map(has_ended, workers)), "the workers to end")
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
