@@ -46,7 +46,7 @@ lint: setup
 bench: build
 	$(MAKE) --no-print-directory python PROFILE=release
 	$(PYTHON) tools/models.py build wav2vec2_hello_world resnet50 mobilenet_v2 minilm_l6_v2_sentence_embedding
-	$(PYTHON) tools/bench.py
+	$(PYTHON) -m tools.bench
 
 # The Python package, into the virtual environment.
 python:

@@ -46,9 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="blindai-bench-") as folder:
         server, address = start_server(Path(folder))
         try:
+            rows += bench_upload(address, server.pid)
             rows += bench_models(address, Path(folder))
             rows.append(bench_connect(address))
-            rows += bench_upload(address, server.pid)
         finally:
             server.terminate()
             server.wait(timeout=60)
@@ -157,7 +157,8 @@ def make_inputs(
     inputs = {}
     for spec in session.get_inputs():
         if ids is None:
-            inputs[spec.name] = rng.standard_normal(spec.shape).astype(np.float32)
+            shape = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
+            inputs[spec.name] = rng.standard_normal(shape).astype(np.float32)
         else:
             is_ids = "ids" in spec.name and "type" not in spec.name
             inputs[spec.name] = ids if is_ids else np.full_like(ids, "mask" in spec.name)
