@@ -218,9 +218,11 @@ def _to_floats(name: str, natural: Array, dtype: str) -> Array | Tensor:
 
 
 def _to_bf16(floats: Array) -> Array:
-    bits = floats.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(floats), 0x7FC0, rounded).astype("<u2")
+    # To the nearest, ties to even. A sum that overflows was a NaN's.
+    bits = floats.reshape(-1).view(np.uint32)
+    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.where(np.isnan(floats.reshape(-1)), 0x7FC0, (bits + half) >> np.uint32(16))
+    return rounded.astype("<u2").reshape(floats.shape)
 
 
 def _widen_bf16(bits: Array) -> Array:
