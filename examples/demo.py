@@ -1,7 +1,7 @@
 """The main job, from start to end, on this machine.
 
-Starts a simulated server, verifies it, uploads Whisper (the real weights of tiny.en), sends a spoken
-sentence, prints what Whisper heard, and stops the server. `make demo` runs it.
+Starts a simulated server, verifies it, uploads Whisper (the real weights of tiny.en), sends a
+spoken sentence, prints what Whisper heard, and stops the server. `make demo` runs it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 import warnings
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import blindai
 import numpy as np
 from tokenizers import Tokenizer
+
+import blindai
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "target/release/blindai"
@@ -71,9 +72,7 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
         f'[listen]\nattested = "127.0.0.1:{attested}"\npublic = "127.0.0.1:{public}"\n'
         f'[engine]\nonnxruntime = "{ROOT}/.cache/onnxruntime/libonnxruntime.so.1.28.0"\n'
     )
-    server = subprocess.Popen(
-        [PROGRAM, "serve", "--simulation", "--config", config], cwd=folder
-    )
+    server = subprocess.Popen([PROGRAM, "serve", "--simulation", "--config", config], cwd=folder)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and server.poll() is None:
         try:

@@ -18,9 +18,10 @@ const EXIT_ATTESTATION: u8 = 6;
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Simulate a TEE. This protects nothing: it is for trying things out and for tests.
-    #[arg(long, value_name = "TEE", num_args = 0..=1, default_missing_value = "sgx")]
-    simulation: Option<Simulated>,
+    /// Simulate a TEE: the one named here, the one in the configuration, or SGX. This protects
+    /// nothing: it is for trying things out and for tests.
+    #[arg(long, value_name = "TEE", num_args = 0..=1, require_equals = true)]
+    simulation: Option<Option<Simulated>>,
     /// The configuration file; every setting has a default.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -91,11 +92,13 @@ fn read_config(arguments: &Arguments) -> Result<Config, String> {
         None => String::new(),
     };
     let mut config = Config::from_toml(&text).map_err(|error| error.to_string())?;
-    if let Some(simulated) = arguments.simulation {
-        config.tee.simulation = Some(match simulated {
-            Simulated::Sgx => Tee::Sgx,
-            Simulated::Tdx => Tee::Tdx,
-        });
+    if let Some(named) = arguments.simulation {
+        let tee = match named {
+            Some(Simulated::Sgx) => Tee::Sgx,
+            Some(Simulated::Tdx) => Tee::Tdx,
+            None => config.tee.simulation.unwrap_or(Tee::Sgx),
+        };
+        config.tee.simulation = Some(tee);
     }
     Ok(config)
 }

@@ -188,6 +188,12 @@ impl ClientError {
         Self::of(Cause::Unproven("evidence-unavailable"), fact, "")
     }
 
+    pub(crate) fn key_not_held() -> Self {
+        let fact = "the peer shows a certificate whose key it does not hold";
+        let remedy = "somebody stands between you and the server; do not go on";
+        Self::of(Cause::Unproven("tls-key-not-held"), fact, remedy)
+    }
+
     pub(crate) fn connect_failed(address: &Address, error: &io::Error) -> Self {
         let fact = format!("cannot reach {address}: {error}");
         let remedy = "check that the server runs, and that the port is its attested one";

@@ -279,14 +279,17 @@ fn peer_evidence<S>(stream: &TlsStream<S>) -> Result<CertificateEvidence, Client
 }
 
 fn handshake_error(error: std::io::Error) -> ClientError {
-    use rustls::{CertificateError::Other, Error::InvalidCertificate};
+    use rustls::CertificateError::{BadSignature, Other};
+    use rustls::Error::InvalidCertificate;
     let inner = error.get_ref().and_then(|e| e.downcast_ref());
-    if let Some(InvalidCertificate(Other(OtherError(carried)))) = inner
-        && let Some(Refused(rejection)) = carried.downcast_ref()
-    {
-        return rejection.clone().into();
+    match inner {
+        Some(InvalidCertificate(Other(OtherError(carried)))) => match carried.downcast_ref() {
+            Some(Refused(rejection)) => rejection.clone().into(),
+            None => ClientError::tls_failed(&error),
+        },
+        Some(InvalidCertificate(BadSignature)) => ClientError::key_not_held(),
+        _ => ClientError::tls_failed(&error),
     }
-    ClientError::tls_failed(&error)
 }
 
 /// The longest evidence document that is read, in bytes. Real ones are under 64 KiB.

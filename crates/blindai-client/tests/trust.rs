@@ -119,8 +119,8 @@ async fn a_copied_certificate_without_its_private_key_is_refused() {
     let config = tls(identity.certificate(), &other, TLS13);
     let server = Server::start(config, move |nonce| identity.document(nonce)).await;
     let error = refused(&server, options(&time)).await;
-    assert_eq!(error.kind(), ErrorKind::Connection);
-    assert_eq!(error.code(), "tls-failed");
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "tls-key-not-held");
     assert_eq!(server.attestations(), 0);
 }
 

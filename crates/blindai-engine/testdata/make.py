@@ -66,7 +66,9 @@ def arithmetic():
 
     # INT64_MIN / -1 raises SIGFPE inside ONNX Runtime.
     node = helper.make_node("Div", ["a", "b"], ["y"], name="divide")
-    save("div", [node], [tensor("a", I64, ["n"]), tensor("b", I64, ["n"])], [tensor("y", I64, ["n"])])
+    save(
+        "div", [node], [tensor("a", I64, ["n"]), tensor("b", I64, ["n"])], [tensor("y", I64, ["n"])]
+    )
 
     # Fails at run time when the indices are out of range.
     node = helper.make_node("Gather", ["data", "index"], ["y"], name="pick")
@@ -82,11 +84,20 @@ def endless():
             helper.make_node("Sin", ["state"], ["state_out"]),
         ],
         "body",
-        [tensor("round", I64, []), tensor("going", TensorProto.BOOL, []), tensor("state", F32, [1])],
+        [
+            tensor("round", I64, []),
+            tensor("going", TensorProto.BOOL, []),
+            tensor("state", F32, [1]),
+        ],
         [tensor("going_on", TensorProto.BOOL, []), tensor("state_out", F32, [1])],
     )
     node = helper.make_node("Loop", ["rounds", "", "start"], ["y"], body=body)
-    save("loop", [node], [tensor("rounds", I64, []), tensor("start", F32, [1])], [tensor("y", F32, [1])])
+    save(
+        "loop",
+        [node],
+        [tensor("rounds", I64, []), tensor("start", F32, [1])],
+        [tensor("y", F32, [1])],
+    )
 
 
 def memory():
@@ -129,7 +140,9 @@ def unsupported():
     sequence = helper.make_tensor_sequence_value_info("y", F32, None)
     save("sequence_output", [node], [x], [sequence])
     node = helper.make_node("Frobnicate", ["x"], ["y"], domain="example.com")
-    save("custom_operator", [node], [x], [y], opsets=[*OPSET, helper.make_opsetid("example.com", 1)])
+    save(
+        "custom_operator", [node], [x], [y], opsets=[*OPSET, helper.make_opsetid("example.com", 1)]
+    )
 
     # Each function calls the next one twice.
     opsets = [*OPSET, helper.make_opsetid("local", 1)]

@@ -252,9 +252,11 @@ fn check_tensor(tensor: &[u8]) -> Result<()> {
     }
     let name = || last_bytes(tensor, TENSOR_NAME).map(|name| lossy(name.unwrap_or_default()));
     if external {
-        let fact = format!("tensor {:?} has its data in another file", name()?);
-        return Err(Error::new(Code::ModelUnsupported, fact)
-            .with_remedy("save the model with its weights inside"));
+        let fact = format!(
+            "tensor {:?} has its data in another file; save the model with its weights inside",
+            name()?
+        );
+        return Err(Error::new(Code::ModelUnsupported, fact));
     }
     // A negative dimension is a huge one here.
     if elements.is_none_or(|elements| elements > i64::MAX as u64) {
