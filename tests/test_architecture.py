@@ -45,3 +45,11 @@ def test_every_setting_is_documented_with_its_default() -> None:
     keys |= {f"limits.{key}" for key in re.findall(r's\.\w+\(\s*"(\w+)"', limits)}
     assert len(keys) > 20
     assert keys == documented
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    source = (ROOT / "crates/blindai-core/src/error.rs").read_text()
+    codes = set(re.findall(r'^    \w+ = "([a-z-]+)", \w+, "', source, re.M))
+    documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", (ROOT / "docs/api.md").read_text()))
+    assert len(codes) > 20
+    assert codes <= documented, f"not in docs/api.md: {codes - documented}"
