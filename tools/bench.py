@@ -3,8 +3,8 @@
     make bench                          # prints a table, writes target/bench/results.json
 
 Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
-one run, because machines are noisy: a ratio is the median over the rounds of ours ÷ baseline. Each
-side first runs warm. `identity` copies four bytes, so its baseline is next to nothing and ours is
+one run, because machines are noisy: blocks of calls in a row, each after a warm-up; a ratio is the
+median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing and ours is
 the price of the whole path; read its milliseconds, not its ratio.
 """
 
@@ -36,6 +36,10 @@ MODELS = ROOT / ".cache/models"
 RESULTS = ROOT / "target/bench/results.json"
 THREADS = os.cpu_count() or 1
 MIB = 1 << 20
+# Both sides take turns, this often.
+BLOCKS = 9
+# ONNX Runtime's idle threads spin for some tens of milliseconds and would be in the other's way.
+SPIN_SECONDS = 0.2
 
 Inputs = dict[str, np.ndarray]
 
@@ -61,23 +65,23 @@ def bench_models(address: str, folder: Path) -> list[dict]:
     identity = folder / "identity.onnx"
     write_identity(identity)
     cases = [
-        ("wav2vec2 f32[1,28894]", MODELS / "wav2vec2_hello_world.onnx", 12),
-        ("resnet50 f32[1,3,224,224]", MODELS / "resnet50.onnx", 40),
-        ("mobilenet_v2 f32[1,3,224,224]", MODELS / "mobilenet_v2.onnx", 100),
-        ("minilm i64[5,12]", MODELS / "minilm_l6_v2_sentence_embedding.onnx", 100),
-        ("identity f32[1]", identity, 3000),
+        ("wav2vec2 f32[1,28894]", MODELS / "wav2vec2_hello_world.onnx", 4),
+        ("resnet50 f32[1,3,224,224]", MODELS / "resnet50.onnx", 12),
+        ("mobilenet_v2 f32[1,3,224,224]", MODELS / "mobilenet_v2.onnx", 40),
+        ("minilm i64[5,12]", MODELS / "minilm_l6_v2_sentence_embedding.onnx", 30),
+        ("identity f32[1]", identity, 1000),
     ]
     with blindai.connect(address, simulation=True) as client:
-        return [bench_model(client, name, path, rounds) for name, path, rounds in cases]
+        return [bench_model(client, name, path, calls) for name, path, calls in cases]
 
 
-def bench_model(client: blindai.Client, name: str, path: Path, rounds: int) -> dict:
+def bench_model(client: blindai.Client, name: str, path: Path, calls: int) -> dict:
     model = name.split()[0]
     session = in_process(path)
     inputs = make_inputs(session)
     client.models.upload(path, name=model, progress=False)
     ours, baseline, ratio = compare(
-        lambda: client.infer(model, inputs), lambda: session.run(None, inputs), rounds
+        lambda: client.infer(model, inputs), lambda: session.run(None, inputs), calls
     )
     client.models.delete(model)
     print(f"{name}: {ours:.3f} ms, ratio {ratio:.3f}", file=sys.stderr, flush=True)
@@ -123,25 +127,28 @@ def bench_upload(address: str, pid: int) -> list[dict]:
 
 
 def compare(
-    ours: Callable[[], object], baseline: Callable[[], object], rounds: int
+    ours: Callable[[], object], baseline: Callable[[], object], calls: int
 ) -> tuple[float, float, float]:
-    """Medians in ms of both, and of their ratio round by round."""
-    for _ in range(max(3, rounds // 10)):
-        ours()
-        baseline()
-    pairs = []
-    for i in range(rounds):
-        # Who goes first changes, so that neither always finds the caches as the other left them.
-        if i % 2:
-            mine, other = milliseconds(ours), milliseconds(baseline)
-        else:
-            other, mine = milliseconds(baseline), milliseconds(ours)
-        pairs.append((mine, other))
+    """Medians in ms of both, and the median over the blocks of the ratio of their medians."""
+    blocks = []
+    for i in range(BLOCKS):
+        # Who goes first changes, so that neither always finds the machine as the other left it.
+        sides = (ours, baseline) if i % 2 else (baseline, ours)
+        medians = {side: block(side, calls) for side in sides}
+        blocks.append((medians[ours], medians[baseline]))
     return (
-        statistics.median(mine for mine, _ in pairs),
-        statistics.median(other for _, other in pairs),
-        statistics.median(mine / other for mine, other in pairs),
+        statistics.median(mine for mine, _ in blocks),
+        statistics.median(other for _, other in blocks),
+        statistics.median(mine / other for mine, other in blocks),
     )
+
+
+def block(side: Callable[[], object], calls: int) -> float:
+    """The median in ms of calls in a row, once the other side's threads have stopped spinning."""
+    time.sleep(SPIN_SECONDS)
+    for _ in range(max(2, calls // 5)):
+        side()
+    return statistics.median(milliseconds(side) for _ in range(calls))
 
 
 def in_process(path: Path) -> onnxruntime.InferenceSession:
