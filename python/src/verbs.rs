@@ -44,7 +44,7 @@ impl Connect {
         let Some(path) = &self.policy else {
             return Ok(match self.simulation {
                 true => Policy::dangerous().accept_simulation(),
-                false => Policy::from_toml(NOBODY).expect("a policy"),
+                false => Policy::accept_nothing(),
             });
         };
         let text = std::fs::read_to_string(path).map_err(|error| {
@@ -62,7 +62,7 @@ impl Connect {
         })
     }
 
-    /// When all but the measurements of nobody would do, it is the policy that is missing.
+    /// When all but the measurements would do, it is the policy that is missing.
     fn explain(&self, error: ClientError) -> PyErr {
         if self.policy.is_some() || error.code() != "measurement-mismatch" {
             return to_python(error);
@@ -218,13 +218,3 @@ impl Observer {
 }
 
 const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
-/// The policy of a caller who gives none: no code has these measurements, so whatever the server
-/// proves, it is refused, and the refusal says what it is.
-const NOBODY: &str = r#"
-tee = ["sgx", "tdx"]
-sgx.mrenclave = ["0000000000000000000000000000000000000000000000000000000000000000"]
-[tdx]
-mrtd = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
-rtmr1 = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
-rtmr2 = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
-"#;

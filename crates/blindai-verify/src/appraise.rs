@@ -368,6 +368,7 @@ fn check_measurements(body: &Body, policy: &Policy, table: &mut Table) {
             _ => RejectionCode::MeasurementMismatch,
         };
         let (holds, allowed) = match &pin.allowed {
+            Allowed::OneOf(values) if values.is_empty() => (false, "none".to_owned()),
             Allowed::OneOf(values) => (values.contains(value), values.join(" or ")),
             Allowed::AtLeast(least) => (
                 value.parse::<u16>().is_ok_and(|v| v >= *least),

@@ -46,6 +46,29 @@ impl Policy {
         }
     }
 
+    /// Refuses whatever a server proves: no code satisfies it. For callers who were given no policy
+    /// and still ask the server, because its refusal says what it is; a simulation is refused as
+    /// [`TrustRootSimulation`](crate::RejectionCode::TrustRootSimulation), hardware that holds
+    /// otherwise as [`MeasurementMismatch`](crate::RejectionCode::MeasurementMismatch).
+    pub fn accept_nothing() -> Self {
+        let pin = |tee, name| Pin {
+            tee,
+            name,
+            allowed: Allowed::OneOf(Vec::new()),
+        };
+        Self {
+            tees: vec![Tee::Sgx, Tee::Tdx],
+            intel_root: true,
+            simulation_root: false,
+            pins: vec![pin(Tee::Sgx, "mrenclave"), pin(Tee::Tdx, "mrtd")],
+            allowed_statuses: vec![TcbStatus::UpToDate],
+            exceptions: Vec::new(),
+            min_evaluation_number: None,
+            config_digests: Vec::new(),
+            allow_debug: false,
+        }
+    }
+
     /// The way to policies that protect nothing. For tests and demonstrations.
     pub fn dangerous() -> DangerousPolicy {
         DangerousPolicy(())
@@ -125,7 +148,7 @@ pub(crate) struct Pin {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Allowed {
-    /// One of these texts, hexadecimal and lower case.
+    /// One of these texts, hexadecimal and lower case; of none, nothing holds.
     OneOf(Vec<String>),
     AtLeast(u16),
 }

@@ -340,6 +340,12 @@ fn a_policy_without_pins_takes_no_hardware() {
     let (quote, collateral) = load(row);
     let result = appraise_quote(&quote, &collateral, &support::simulation(), row.2);
     assert_code(result, Code::TrustRootHardware);
+    let result = appraise_quote(&quote, &collateral, &Policy::accept_nothing(), row.2);
+    let rejection = assert_code(result, Code::MeasurementMismatch);
+    assert!(
+        rejection.fact().ends_with("the policy allows none"),
+        "{rejection}"
+    );
 }
 
 #[test]

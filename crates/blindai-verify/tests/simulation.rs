@@ -4,7 +4,9 @@ mod support;
 
 use blindai_core::{Claims, DcapCollateral, Digest, Nonce, ReportData, Tee, simulation};
 use blindai_tee::SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE;
-use blindai_verify::{Binding, Outcome, RejectionCode as Code, appraise_quote, checks, verify};
+use blindai_verify::{
+    Binding, Outcome, Policy, RejectionCode as Code, appraise_quote, checks, verify,
+};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber,
@@ -77,6 +79,28 @@ fn a_policy_for_hardware_refuses_the_simulation_by_its_name() {
 
         let policy = policy.dangerous_accept_simulation();
         assert!(server.verify(&claims(), &policy).unwrap().simulated());
+    }
+}
+
+#[test]
+fn the_policy_of_nothing_refuses_all_and_names_the_simulation() {
+    for tee in [Tee::Sgx, Tee::Tdx] {
+        let server = Server::new(tee);
+        let nothing = Policy::accept_nothing();
+        let rejection = assert_code(
+            server.verify(&claims(), &nothing),
+            Code::TrustRootSimulation,
+        );
+        assert!(
+            rejection.fact().contains(simulation::ROOT_NAME),
+            "{rejection}"
+        );
+        // What would be left if it were hardware.
+        let nothing = nothing.dangerous_accept_simulation();
+        assert_code(
+            server.verify(&claims(), &nothing),
+            Code::MeasurementMismatch,
+        );
     }
 }
 
