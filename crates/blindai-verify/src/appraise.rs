@@ -1,7 +1,7 @@
 use blindai_core::{Claims, DcapCollateral, Evidence, Nonce, ReportData};
 use dcap_qvl::{QuoteClaims, TcbStatus};
 
-use crate::check::{Table, checks};
+use crate::check::{Table, checks, printable};
 use crate::dcap::{self, Body, Refused, Root};
 use crate::policy::{Allowed, Excepted, Policy};
 use crate::report::{QuoteReport, VerifiedReport, utc};
@@ -101,6 +101,7 @@ pub(crate) fn check_static_binding(
 const CLOCK_SKEW_SECONDS: u64 = 300;
 const NOT_READ: &str = "the quote cannot be read";
 const NOT_VERIFIED: &str = "the quote does not verify";
+const NOT_JUDGED: &str = "not judged: the trust root is not accepted";
 const NO_CLAIMS: &str = "the claims cannot be read";
 
 struct Appraised {
@@ -131,7 +132,12 @@ fn appraise(
     check_tee(&body, policy, table);
     let root = dcap::claimed_root(&parsed, collateral);
     let claims = check_quote(quote, collateral, root, policy, now, &body, table);
-    let limit = check_tcb(claims.as_ref(), policy, now, table);
+    // Under another root anybody may have written the patch level: it is not repeated.
+    let judged = match policy.accepts_root(root) {
+        true => claims.as_ref().ok_or(NOT_VERIFIED),
+        false => Err(NOT_JUDGED),
+    };
+    let limit = check_tcb(judged, policy, now, table);
     check_measurements(&body, policy, table);
 
     let report_data = Some(body.report_data);
@@ -263,16 +269,24 @@ fn check_root(root: Root, refused: Option<&Refused>, policy: &Policy, table: &mu
 
 /// Patch level, advisories and age of the evaluation. Answers when the first exception that was
 /// needed ends.
-fn check_tcb(claims: Option<&QuoteClaims>, policy: &Policy, now: u64, table: &mut Table) -> u64 {
-    let Some(claims) = claims else {
-        for name in [
-            checks::TCB_STATUS,
-            checks::TCB_ADVISORIES,
-            checks::TCB_EVALUATION,
-        ] {
-            table.not_possible(name, NOT_VERIFIED);
+fn check_tcb(
+    claims: Result<&QuoteClaims, &str>,
+    policy: &Policy,
+    now: u64,
+    table: &mut Table,
+) -> u64 {
+    let claims = match claims {
+        Ok(claims) => claims,
+        Err(why_not) => {
+            for name in [
+                checks::TCB_STATUS,
+                checks::TCB_ADVISORIES,
+                checks::TCB_EVALUATION,
+            ] {
+                table.not_possible(name, why_not);
+            }
+            return 0;
         }
-        return 0;
     };
     let status = check_status(claims.tcb.status, policy, now, table);
     let advisories = check_advisories(&advisories(claims), policy, now, table);
@@ -349,7 +363,7 @@ fn advisories(claims: &QuoteClaims) -> Vec<String> {
         .advisory_ids
         .iter()
         .chain(current)
-        .cloned()
+        .map(|id| printable(id))
         .collect();
     ids.sort();
     ids.dedup();

@@ -161,7 +161,7 @@ impl Table {
             outcome,
             required: false,
             code,
-            detail,
+            detail: printable(&detail),
             remedy: Cow::Borrowed(code.map_or("", RejectionCode::remedy)),
         });
     }
@@ -180,7 +180,7 @@ impl Rejection {
     pub(crate) fn new(code: RejectionCode, fact: impl Into<String>) -> Self {
         Self {
             code,
-            fact: fact.into(),
+            fact: printable(&fact.into()),
             remedy: Cow::Borrowed(code.remedy()),
             checks: Vec::new(),
         }
@@ -237,6 +237,22 @@ impl fmt::Display for Rejection {
 
 impl std::error::Error for Rejection {}
 
+/// What a stranger may have written, for a terminal: an escape sequence could repaint the table, a
+/// character that turns the direction of the line could turn its meaning, and length could push the
+/// verdict out of sight.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = |c: char| matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1;
+    let mut chars = text.chars();
+    let kept = chars.by_ref().take(TEXT_CHARS);
+    let mut clean: String = kept
+        .map(|c| if shown(c) { c } else { '\u{fffd}' })
+        .collect();
+    if chars.next().is_some() {
+        clean.push('…');
+    }
+    clean
+}
+
 pub(crate) fn write_checks(text: &mut String, checks: &[Check]) {
     let width = checks.iter().map(|check| check.name.len()).max();
     let width = width.unwrap_or(0);
@@ -249,9 +265,23 @@ pub(crate) fn write_checks(text: &mut String, checks: &[Check]) {
     }
 }
 
+/// The longest text of this crate itself lists a few digests.
+const TEXT_CHARS: usize = 500;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_short_and_printable() {
+        assert_eq!(printable("\"a\" · it's b\\c…"), "\"a\" · it's b\\c…");
+        let odd = "\u{1b}[2J\r\n\0\u{9b}\u{202e}\u{2028}x";
+        assert_eq!(printable(odd), "�[2J������x");
+        let long = printable(&"\u{1b}".repeat(10 * TEXT_CHARS));
+        assert_eq!(long.chars().count(), TEXT_CHARS + 1);
+        let rejection = Rejection::new(RejectionCode::CertificateMalformed, odd);
+        assert!(!rejection.table().contains('\u{1b}'));
+    }
 
     #[test]
     fn a_required_check_that_was_skipped_is_a_failure() {

@@ -5,7 +5,7 @@ use chrono::DateTime;
 use serde_json::{Map, Value, json};
 
 use crate::Check;
-use crate::check::write_checks;
+use crate::check::{printable, write_checks};
 use crate::dcap::Root;
 
 /// The proof that evidence was verified: only [`verify`](crate::verify()) makes one, so whoever
@@ -200,7 +200,7 @@ impl VerifiedReport {
             "nonce": self.claims.nonce.map(|nonce| nonce.to_hex()),
             "issued_at": self.claims.issued_at,
             "expires_at": self.claims.expires_at,
-            "version": self.claims.version,
+            "version": self.claims.version.as_deref().map(printable),
         });
         json
     }

@@ -442,3 +442,40 @@ fn patch_levels_are_held_to_the_policy() {
         );
     }
 }
+
+#[test]
+fn what_the_peer_wrote_reaches_no_terminal_as_it_came() {
+    let server = Server::new(Tee::Tdx);
+    let quote = server.evidence(&claims()).quote;
+    let mut collateral = server.collateral();
+    let status = "\"tcbStatus\":\"UpToDate\"";
+    let escape = "INTEL-\\u001b[2J\\r\\u202e".to_owned() + &"9".repeat(5000);
+    let hostile = format!("\"advisoryIDs\":[{escape:?}],{status}").replace("\\\\", "\\");
+    replace_tcb_info(&mut collateral, status, &hostile);
+
+    let hardware = policy_pinning(&quote, "", "");
+    let accepting = hardware.clone().dangerous_accept_simulation();
+    let result = appraise_quote(&quote, &collateral, &accepting, NOW);
+    let rejection = assert_code(result, Code::TcbAdvisory);
+    assert!(
+        rejection
+            .fact()
+            .starts_with("INTEL-\u{fffd}[2J\u{fffd}\u{fffd}999")
+    );
+    for line in rejection.table().lines() {
+        assert!(!line.contains(['\u{1b}', '\r', '\u{202e}']), "{line:?}");
+        assert!(line.chars().count() < 700, "{line:?}");
+    }
+
+    // Where the root is not accepted, what it signed is no news at all.
+    let result = appraise_quote(&quote, &collateral, &hardware, NOW);
+    let rejection = assert_code(result, Code::TrustRootSimulation);
+    assert!(!rejection.to_json().to_string().contains("INTEL"));
+    for name in [
+        checks::TCB_STATUS,
+        checks::TCB_ADVISORIES,
+        checks::TCB_EVALUATION,
+    ] {
+        assert_eq!(outcome(&rejection, name), Outcome::Skipped, "{name}");
+    }
+}
