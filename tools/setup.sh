@@ -1,30 +1,57 @@
 #!/usr/bin/env bash
-# Installs what the build and the tests need beside Rust: a C compiler, a virtual environment with
-# pinned packages, and the ONNX Runtime library. Does nothing, quickly, when all is there.
+# Installs what the build and the tests need beside Rust and Python: a C compiler, a virtual
+# environment with pinned packages, and the ONNX Runtime library. Does nothing, quickly, when all is
+# there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-need() { # need COMMAND... : the Debian packages that are missing, installed if we may
+main() {
+    debian_packages
+    rust
+    python
+    virtual_environment
+    .cache/venv/bin/python tools/onnxruntime.py
+}
+
+fail() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+# Installs the Debian packages that are missing, if we may.
+debian_packages() {
     local missing=()
     command -v cc >/dev/null || missing+=(build-essential)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "setup: please install: ${missing[*]}" >&2
-        exit 1
-    fi
+    command -v apt-get >/dev/null || fail "please install what Debian calls ${missing[*]}"
+    [ "$(id -u)" = 0 ] || fail "please run: sudo apt-get install -y ${missing[*]}"
     apt-get update -qq && apt-get install -y -qq "${missing[@]}"
 }
 
-need
-command -v cargo >/dev/null || { echo "setup: please install Rust from https://rustup.rs" >&2; exit 1; }
+rust() {
+    local least found
+    least=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
+    { [ -n "$found" ] && command -v cargo >/dev/null; } ||
+        fail "please install Rust $least or newer from https://rustup.rs"
+    printf '%s\n' "$least" "$found" | sort -CV ||
+        fail "Rust $least or newer is needed, this is $found: rustup update"
+}
 
-venv=.cache/venv
-stamp=$venv/.requirements
-if ! cmp -s tools/requirements-test.txt "$stamp"; then
-    mkdir -p .cache
-    [ -x $venv/bin/python ] || python3 -m venv $venv
+# The range is that of the pinned packages.
+python() {
+    python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||
+        fail "Python 3.11 to 3.13 is needed as python3, this is $(python3 --version 2>&1)"
+}
+
+virtual_environment() {
+    local venv=.cache/venv
+    cmp -s tools/requirements-test.txt $venv/.requirements && return
+    # One that was interrupted while it was made has a Python, but no pip.
+    $venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $venv
     $venv/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-test.txt
-    cp tools/requirements-test.txt "$stamp"
-fi
-$venv/bin/python tools/onnxruntime.py
+    cp tools/requirements-test.txt $venv/.requirements
+}
+
+main
