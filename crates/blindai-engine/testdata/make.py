@@ -46,6 +46,12 @@ def save(name, nodes, inputs, outputs, constants=(), opsets=OPSET, functions=())
     return model
 
 
+def field(number, content):
+    """A field of bytes, short enough for a length of one byte."""
+    assert len(content) < 128
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
 def identities():
     # Any shape: scalars, empty tensors and all ranks go through one model per type.
     for name, kind in TYPES.items():
@@ -118,7 +124,19 @@ def external():
     weights.external_data.add(key="location", value="etc/passwd")
     node = helper.make_node("Add", ["x", "weights"], ["y"])
     x, y = tensor("x", F32, [1]), tensor("y", F32, [1])
-    save("external", [node], [x], [y], [weights])
+    model = save("external", [node], [x], [y], [weights])
+
+    # The same, with keys that have a bit above the 32nd, which protobuf drops.
+    entry = field(13, weights.external_data[0].SerializeToString())
+    disguised = weights.SerializeToString()
+    for plain in (entry, b"\x70\x01"):
+        wide = bytes([plain[0] | 0x80]) + b"\x80\x80\x80\x10" + plain[1:]
+        assert disguised.count(plain) == 1
+        disguised = disguised.replace(plain, wide)
+    model.graph.ClearField("initializer")
+    graph = model.graph.SerializeToString() + field(5, disguised)
+    model.ClearField("graph")
+    (HERE / "external_disguised.onnx").write_bytes(model.SerializeToString() + field(7, graph))
 
     # The same, hidden in a branch of an If.
     value = helper.make_node("Constant", [], ["w"], value=weights)

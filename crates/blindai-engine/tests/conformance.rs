@@ -167,6 +167,11 @@ async fn files_that_are_no_models_are_refused_and_say_why() {
             "\"weights\"",
         ),
         (
+            model_bytes("external_disguised"),
+            Code::ModelInvalid,
+            "not ONNX",
+        ),
+        (
             model_bytes("external_in_branch"),
             Code::ModelUnsupported,
             "\"weights\"",

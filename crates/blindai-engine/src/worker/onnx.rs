@@ -427,12 +427,12 @@ fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>)>> {
 }
 
 fn field<'a>(rest: &mut &'a [u8]) -> Result<(u64, Value<'a>)> {
-    let key = number(rest)?;
+    let key = key(rest)?;
     let value = match key & 7 {
         0 => Value::Number(number(rest)?),
         1 => take(rest, 8).map(|_| Value::Other)?,
         2 => {
-            let length = number(rest)?;
+            let length = length(rest)?;
             Value::Bytes(take(rest, length)?)
         }
         5 => take(rest, 4).map(|_| Value::Other)?,
@@ -442,6 +442,28 @@ fn field<'a>(rest: &mut &'a [u8]) -> Result<(u64, Value<'a>)> {
     match key >> 3 {
         0 => Err(not_onnx()),
         field => Ok((field, value)),
+    }
+}
+
+/// Field number and wire type, only as every writer spells them. Protobuf reads 32 bits and drops
+/// what is above: a wider key is an unknown field here and external data there.
+fn key(rest: &mut &[u8]) -> Result<u64> {
+    let before = rest.len();
+    let key = number(rest)?;
+    let shortest = 1 + key.max(1).ilog2() / 7;
+    match key <= u32::MAX.into() && before - rest.len() == shortest as usize {
+        true => Ok(key),
+        false => Err(not_onnx()),
+    }
+}
+
+/// A length that protobuf reads as the same one: at most 31 bits, in at most five bytes.
+fn length(rest: &mut &[u8]) -> Result<u64> {
+    let before = rest.len();
+    let length = number(rest)?;
+    match length <= i32::MAX as u64 && before - rest.len() <= 5 {
+        true => Ok(length),
+        false => Err(not_onnx()),
     }
 }
 
@@ -572,6 +594,51 @@ mod tests {
         check(&dims(&[1 << 20, 1 << 20])).unwrap_or_else(|e| panic!("{e}"));
         for values in [&[u64::MAX][..], &[1 << 40, 1 << 40], &[0, u64::MAX]] {
             assert!(fact(&dims(values)).contains("\"w\" has impossible dimensions"));
+        }
+    }
+
+    #[test]
+    fn external_data_is_found_and_cannot_hide_behind_a_key_that_protobuf_would_shorten() {
+        let model = |field: &[u8]| bytes(MODEL_GRAPH, &bytes(GRAPH_INITIALIZER, field));
+        let plain: [&[u8]; 2] = [&[0x6a, 0], &[0x70, 1]];
+        for field in plain {
+            let error = check(&model(field)).err().unwrap();
+            assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
+        }
+        let disguised: [&[u8]; 8] = [
+            // Bits above the 32nd, in five bytes and in ten.
+            &[0xea, 0x80, 0x80, 0x80, 0x10, 0],
+            &[0xf0, 0x80, 0x80, 0x80, 0x10, 1],
+            &[0xea, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 0],
+            // The same number in more bytes than it needs; the last has bits above the 64th.
+            &[0xea, 0, 0],
+            &[0xea, 0x80, 0x80, 0x80, 0, 0],
+            &[0xea, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 2, 0],
+            // Groups, whose content would have to be walked as well.
+            &[0x6b, 0x6c],
+            // Field 0.
+            &[0x02, 0],
+        ];
+        for field in disguised {
+            assert!(fact(&model(field)).contains("not ONNX"), "{field:x?}");
+            let hidden_graph = [model(&[]), field.to_vec()].concat();
+            assert!(fact(&hidden_graph).contains("not ONNX"), "{field:x?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_protobuf_reads_otherwise_is_refused() {
+        let graph = bytes(MODEL_GRAPH, b"");
+        check(&graph).unwrap_or_else(|e| panic!("{e}"));
+        check(&[0x3a, 0x80, 0x80, 0x80, 0x80, 0]).unwrap_or_else(|e| panic!("{e}"));
+        let key = varint(MODEL_GRAPH << 3 | 2);
+        for length in [
+            &[0x80, 0x80, 0x80, 0x80, 0x80, 0][..],
+            &varint(1 << 31),
+            &varint(1 << 32),
+        ] {
+            let model = [&graph, &key, length].concat();
+            assert!(fact(&model).contains("not ONNX"), "{length:x?}");
         }
     }
 
