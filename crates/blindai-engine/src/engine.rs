@@ -9,6 +9,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::time::Instant;
 
+use crate::nowhere::Nowhere;
 use crate::process::{Lost, Worker, ending};
 use crate::protocol::{ALIGNMENT, Failure, Place, Run};
 use crate::{EngineOptions, ModelFile, runtime};
@@ -29,7 +30,12 @@ impl Engine {
             return Err(Error::new(Code::Internal, fact));
         }
         let library = runtime::load(&options.onnxruntime)?;
-        let context = Arc::new(Context { options, library });
+        let nowhere = Nowhere::new().map_err(no_folder)?;
+        let context = Arc::new(Context {
+            options,
+            library,
+            nowhere,
+        });
         Ok(Self { context })
     }
 
@@ -135,11 +141,12 @@ const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 struct Context {
     options: EngineOptions,
     library: OwnedFd,
+    nowhere: Nowhere,
 }
 
 impl Context {
     async fn start(&self, file: &ModelFile) -> Result<(Worker, Signature)> {
-        Worker::start(&self.options, &self.library, file).await
+        Worker::start(&self.options, &self.library, &self.nowhere, file).await
     }
 }
 
@@ -450,6 +457,11 @@ fn busy<T>(bytes: u64, copy: impl FnOnce() -> T) -> T {
         true => tokio::task::block_in_place(copy),
         false => copy(),
     }
+}
+
+fn no_folder(error: std::io::Error) -> Error {
+    let fact = format!("no empty folder can be made for the workers: {error}");
+    Error::new(Code::Internal, fact).with_remedy("let the server write to /dev/shm or to TMPDIR")
 }
 
 fn late(deadline: Duration) -> Error {

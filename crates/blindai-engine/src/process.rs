@@ -19,6 +19,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
 use crate::memory::Region;
+use crate::nowhere::Nowhere;
 use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
 use crate::{EngineOptions, ModelFile};
 
@@ -46,9 +47,10 @@ impl Worker {
     pub(crate) async fn start(
         options: &EngineOptions,
         library: &OwnedFd,
+        nowhere: &Nowhere,
         model: &ModelFile,
     ) -> Result<(Self, Signature)> {
-        let (mut worker, cancel) = Self::spawn(options).await?;
+        let (mut worker, cancel) = Self::spawn(options, nowhere).await?;
         worker.set_up(options, library, model, &cancel)?;
         drop(cancel);
         let timeout = options.load_timeout;
@@ -118,7 +120,7 @@ impl Worker {
         self.process.end().await
     }
 
-    async fn spawn(options: &EngineOptions) -> Result<(Self, OwnedFd)> {
+    async fn spawn(options: &EngineOptions, nowhere: &Nowhere) -> Result<(Self, OwnedFd)> {
         let (control, control_of_worker) = socket_pair().map_err(no_worker)?;
         let (cancel, cancel_of_worker) = socket_pair().map_err(no_worker)?;
         rustix::io::ioctl_fionbio(&control, true).map_err(|e| no_worker(e.into()))?;
@@ -128,7 +130,7 @@ impl Worker {
             .args(&options.worker.arguments)
             .env_clear()
             .env("ORT_DISABLE_TELEMETRY", "1")
-            .current_dir("/")
+            .current_dir(nowhere.path())
             .stdin(Stdio::from(control_of_worker))
             .stdout(Stdio::null())
             .stderr(Stdio::null());

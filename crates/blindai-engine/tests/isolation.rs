@@ -43,7 +43,10 @@ async fn a_worker_has_no_environment_and_no_descriptors_but_its_own() {
         assert_eq!(kinds, own);
     }
     if let Some(folder) = visible(fs::read_link(proc(&model, "cwd"))) {
-        assert_eq!(folder.to_str(), Some("/"));
+        assert!(folder.to_str().unwrap().ends_with(" (deleted)"));
+        let inside = proc(&model, "cwd/file");
+        let error = fs::write(inside, "x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
     drop(stray);
 }
