@@ -6,16 +6,18 @@ spoken sentence, prints what Whisper heard, and stops the server. `make demo` ru
 
 from __future__ import annotations
 
-import socket
+import re
+import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPSConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,24 +37,25 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(INPUTS / "whisper_tiny_en_tokenizer.json"))
     timings: dict[str, float] = {}
 
-    with timed(timings, "start the server"):
-        server, address = start_server()
-    try:
-        with timed(timings, "connect and verify"):
-            client = blindai.connect(address, simulation=True)
-        with client:
-            print(client.report, flush=True)
-            with timed(timings, f"upload {MODEL.stat().st_size / 1e6:.0f} MB and load"):
-                model = client.models.upload(MODEL, name="whisper")
-            (audio_input,) = model.signature.inputs
-            with timed(timings, "transcribe"):
-                outputs = client.infer("whisper", {audio_input.name: audio})
-        (ids,) = outputs.values()
-        text = tokenizer.decode([i for i in ids[0].tolist() if i < END_OF_TEXT])
-    finally:
-        with timed(timings, "stop the server"):
-            server.terminate()
-            code = server.wait(timeout=60)
+    with TemporaryDirectory(prefix="blindai-demo-") as folder:
+        with timed(timings, "start the server"):
+            server, address = start_server(Path(folder))
+        try:
+            with timed(timings, "connect and verify"):
+                client = blindai.connect(address, simulation=True)
+            with client:
+                print(client.report, flush=True)
+                with timed(timings, f"upload {MODEL.stat().st_size / 1e6:.0f} MB and load"):
+                    model = client.models.upload(MODEL, name="whisper")
+                (audio_input,) = model.signature.inputs
+                with timed(timings, "transcribe"):
+                    outputs = client.infer("whisper", {audio_input.name: audio})
+            (ids,) = outputs.values()
+            text = tokenizer.decode([i for i in ids[0].tolist() if i < END_OF_TEXT])
+        finally:
+            with timed(timings, "stop the server"):
+                server.terminate()
+                code = server.wait(timeout=60)
 
     print(f"\nWhisper heard:\n{text}\n")
     for step, seconds in timings.items():
@@ -63,26 +66,40 @@ def main() -> None:
         sys.exit(f"demo: expected ' Hello world.', got {text!r}")
 
 
-def start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """Start a simulated server on free ports, in a folder of its own; wait until it is ready."""
-    attested, public = free_port(), free_port()
-    folder = tempfile.mkdtemp(prefix="blindai-demo-")
-    config = Path(folder, "blindai.toml")
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a simulated server on ports that it chooses itself; wait until it is ready."""
+    config = folder / "blindai.toml"
     config.write_text(
-        f'[listen]\nattested = "127.0.0.1:{attested}"\npublic = "127.0.0.1:{public}"\n'
+        '[listen]\nattested = "127.0.0.1:0"\npublic = "127.0.0.1:0"\n'
         f'[engine]\nonnxruntime = "{ROOT}/.cache/onnxruntime/libonnxruntime.so.1.28.0"\n'
     )
-    server = subprocess.Popen([PROGRAM, "serve", "--simulation", "--config", config], cwd=folder)
+    log = folder / "server.log"
+    command = [PROGRAM, "serve", "--simulation", "--config", config]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", attested), timeout=1).close()
-        except OSError:
-            time.sleep(0.01)
-        else:
-            return server, f"127.0.0.1:{attested}"
+        said = log.read_text()
+        ports = dict(re.findall(r"(attested|public) port +(\S+) ", said))
+        if len(ports) == 2 and is_ready(ports["public"]):
+            print(said, flush=True)
+            return server, ports["attested"]
+        time.sleep(0.01)
     server.kill()
-    sys.exit("demo: the server did not start")
+    server.wait()
+    sys.exit(f"demo: the server did not start\n{log.read_text()}")
+
+
+def is_ready(public: str) -> bool:
+    """Ask the public port, which needs no verification: nothing of ours is sent to it."""
+    connection = HTTPSConnection(public, context=ssl._create_unverified_context(), timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def read_wav(path: Path) -> np.ndarray:
@@ -92,12 +109,6 @@ def read_wav(path: Path) -> np.ndarray:
     audio = np.zeros((1, SAMPLES), np.float32)
     audio[0, : len(samples)] = samples[:SAMPLES] / 32768
     return audio
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
