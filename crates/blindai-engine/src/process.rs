@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixDatagram;
@@ -131,6 +132,8 @@ impl Worker {
             .env_clear()
             .env("ORT_DISABLE_TELEMETRY", "1")
             .current_dir(nowhere.path())
+            // Of its own: Ctrl-C is for the server, which lets its workers finish.
+            .process_group(0)
             .stdin(Stdio::from(control_of_worker))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -228,7 +231,7 @@ const SIGNALS: [(i32, &str); 8] = [
     (31, "SIGSYS"),
 ];
 
-/// A child that is killed and reaped when it is dropped.
+/// A child that is killed, with its group, and reaped when it is dropped.
 struct Process {
     child: Option<Child>,
     pid: u32,
@@ -260,15 +263,25 @@ impl Drop for Process {
         if let Some(mut child) = self.child.take() {
             // At once, so that a new worker does not share memory and cores with the old one; only
             // the reaping is left to a thread.
-            let _ = child.kill();
+            kill(&mut child);
             let _ = thread::Builder::new().spawn(move || kill_and_reap(child));
         }
     }
 }
 
 fn kill_and_reap(mut child: Child) -> Option<ExitStatus> {
-    let _ = child.kill();
+    kill(&mut child);
     child.wait().ok()
+}
+
+/// Kills what a worker may have started as well. To be called before the worker is reaped: until
+/// then nobody else can have its number.
+fn kill(child: &mut Child) {
+    if let Some(group) = Pid::from_raw(child.id() as i32) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    // The worker itself, had it left its group.
+    let _ = child.kill();
 }
 
 type Order = (Command, oneshot::Sender<io::Result<Child>>);
@@ -279,9 +292,8 @@ fn start_spawner() -> mpsc::Sender<Order> {
     let serve = move || {
         for (mut command, reply) in queue {
             // Nobody waits any more: the load was dropped, and so is its child.
-            if let Err(Ok(mut orphan)) = reply.send(command.spawn()) {
-                let _ = orphan.kill();
-                let _ = orphan.wait();
+            if let Err(Ok(orphan)) = reply.send(command.spawn()) {
+                kill_and_reap(orphan);
             }
         }
     };

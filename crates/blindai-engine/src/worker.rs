@@ -43,6 +43,8 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn serve() -> io::Result<()> {
+    confine::ignore_requests_to_end()?;
+    confine::drop_capabilities()?;
     let control = confine::take_control_socket()?;
     confine::tie_to_parent()?;
     let mut message = vec![0; MESSAGE_BYTES];
@@ -160,7 +162,9 @@ fn watch(cancel: OwnedFd, current: Arc<Current>) -> io::Result<()> {
             current.cancel(u64::from_le_bytes(id));
         }
         // Not `exit`: it would tear ONNX Runtime down under the threads that run in it, and hang.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        let worker = rustix::process::getpid();
+        let _ = rustix::process::kill_process_group(worker, Signal::KILL);
+        let _ = rustix::process::kill_process(worker, Signal::KILL);
     };
     let thread = thread::Builder::new().name("cancel".into());
     thread.stack_size(CANCEL_STACK_BYTES).spawn(watch)?;

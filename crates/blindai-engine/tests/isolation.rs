@@ -5,12 +5,14 @@ mod support;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use blindai_core::Code;
 use blindai_engine::{Engine, EngineOptions, LoadedModel};
 use object::{Object as _, ObjectSymbol as _};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use support::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,6 +85,58 @@ async fn a_worker_is_bounded_and_cannot_gain_rights() {
     assert!((allowed..allowed + (256 << 20)).contains(&data), "{data}");
     let file: u64 = limit("Max file size").parse().unwrap();
     assert_eq!(file, options().output_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_has_no_capabilities() {
+    let model = load("identity_FP32").await;
+    let tasks = fs::read_dir(proc(&model, "task")).unwrap();
+    for task in tasks {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert!(
+                status.contains(&format!("{set}:\t0000000000000000")),
+                "{status}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_to_the_server_leave_its_workers_alone() {
+    let model = load("identity_FP32").await;
+    let worker = model.worker_pid();
+    let group = rustix::process::getpgid(Some(process(worker))).unwrap();
+    assert_ne!(group, rustix::process::getpgrp());
+    // A terminal tells the group, but systemd tells every process.
+    for to_end in [Signal::INT, Signal::TERM, Signal::HUP] {
+        signal(worker, to_end);
+    }
+    let outputs = run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
+    assert_eq!(outputs, [f32s("y", &[1], &[1.0])]);
+    assert_eq!(model.worker_pid(), worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_started_ends_with_it() {
+    let forked = |model: &LoadedModel| {
+        let mut sleep = Command::new("sleep");
+        let group = model.worker_pid() as i32;
+        sleep.arg("1000").process_group(group).spawn().unwrap()
+    };
+    let model = load("div").await;
+    let mut with_a_crash = forked(&model);
+    let inputs = vec![i64s("a", &[1], &[i64::MIN]), i64s("b", &[1], &[-1])];
+    let error = run(&model, inputs).await.unwrap_err();
+    assert_eq!(error.code(), Code::WorkerCrashed);
+    let inputs = vec![i64s("a", &[1], &[4]), i64s("b", &[1], &[2])];
+    run(&model, inputs).await.unwrap();
+    let mut with_the_model = forked(&model);
+    drop(model);
+    for child in [&mut with_a_crash, &mut with_the_model] {
+        let ended = wait_for(child).signal();
+        assert_eq!(ended, Some(Signal::KILL.as_raw()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,8 +280,24 @@ fn kill(pid: u32) {
 }
 
 fn signal(pid: u32, signal: Signal) {
-    let process = rustix::process::Pid::from_raw(pid as i32).unwrap();
-    rustix::process::kill_process(process, signal).unwrap();
+    rustix::process::kill_process(process(pid), signal).unwrap();
+}
+
+fn process(pid: u32) -> Pid {
+    Pid::from_raw(pid as i32).unwrap()
+}
+
+/// A test that fails leaves no process behind.
+fn wait_for(child: &mut Child) -> ExitStatus {
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    panic!("a child outlived its worker");
 }
 
 fn wait_until(condition: impl Fn() -> bool) {

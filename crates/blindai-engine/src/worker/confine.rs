@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Moves the control socket away from standard input and closes every descriptor that is not known:
 /// whoever started the parent may have left some open.
@@ -22,6 +23,30 @@ pub(super) fn take_control_socket() -> io::Result<OwnedFd> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
     Ok(control)
+}
+
+/// Leaves it to the parent when to end: whoever stops the server may tell every process of it, while
+/// requests are still to be answered.
+pub(super) fn ignore_requests_to_end() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: no handler is installed that could run anywhere, and no thread runs yet that could
+        // change the same disposition.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives root's rights up, and with them the right to look into the parent.
+pub(super) fn drop_capabilities() -> io::Result<()> {
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    // The ambient ones go with the permitted ones.
+    Ok(rustix::thread::set_capabilities(None, none)?)
 }
 
 /// No new rights, no core dump, nobody looks inside, first to go when memory runs out, dead with the
