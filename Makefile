@@ -22,8 +22,7 @@ build: setup
 	cp -u .cache/onnxruntime/$(LIBRARY) target/release/
 
 demo: build
-	@test target/release/blindai -nt $(VENV)/.demo -o ! -e $(VENV)/.demo && \
-	  $(MAKE) --no-print-directory python PROFILE=release && touch $(VENV)/.demo || true
+	$(MAKE) --no-print-directory python PROFILE=release
 	$(PYTHON) tools/models.py build whisper_tiny_en_audio2ids
 	$(PYTHON) examples/demo.py
 

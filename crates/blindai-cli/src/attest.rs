@@ -11,9 +11,12 @@ use crate::output;
 
 #[derive(Args)]
 pub struct Arguments {
-    /// The server's attested port.
-    #[arg(value_name = "HOST:PORT", default_value = "localhost:50051")]
-    server: String,
+    /// The server's attested port [default: localhost:50051].
+    #[arg(value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// The same, as the other commands take it.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "address")]
+    server: Option<String>,
     #[command(flatten)]
     trust: Trust,
     /// Print JSON instead of a table.
@@ -22,7 +25,9 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.trust.connect(&arguments.server) {
+    let given = arguments.address.as_ref().or(arguments.server.as_ref());
+    let server = given.map_or("localhost:50051", String::as_str);
+    match arguments.trust.connect(server) {
         Ok(client) => {
             let report = client.report();
             if arguments.json {

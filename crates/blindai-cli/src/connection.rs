@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
-use blindai_client::{ConnectOptions, Policy};
+use blindai_client::{ClientError, ConnectOptions, Policy};
 use clap::Args;
 
 #[derive(Args)]
@@ -37,11 +37,22 @@ impl Connection {
 impl Trust {
     /// A client of `server`, which is verified.
     pub fn connect(&self, server: &str) -> Result<Client> {
-        let client = Client::connect(server, ConnectOptions::new(self.policy()?))?;
+        let client = Client::connect(server, ConnectOptions::new(self.policy()?));
+        let client = client.map_err(|error| self.explain(error))?;
         if client.report().simulated() {
             eprintln!("WARNING: {server} is a simulation. It protects nothing.");
         }
         Ok(client)
+    }
+
+    // Without a policy every measurement is a mismatch; what is missing is the policy.
+    fn explain(&self, error: ClientError) -> anyhow::Error {
+        let missing = self.policy.is_none() && error.code() == "measurement-mismatch";
+        let error = anyhow::Error::new(error);
+        match missing {
+            true => error.context("no policy says what the server must prove · give --policy FILE"),
+            false => error,
+        }
     }
 
     fn policy(&self) -> Result<Policy> {
@@ -49,10 +60,8 @@ impl Trust {
             if self.simulation {
                 return Ok(Policy::dangerous().accept_simulation());
             }
-            bail!(
-                "nothing says what the server must prove · give --policy FILE, \
-                 or --simulation to try things out without protection"
-            );
+            // The server is asked all the same: its refusal says what it is.
+            return Ok(Policy::accept_nothing());
         };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("the policy {} cannot be read", path.display()))?;

@@ -1,11 +1,11 @@
 //! `blindai serve`
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blindai_core::Tee;
-use blindai_server::config::LogFormat;
+use blindai_server::config::{Log, LogFormat};
 use blindai_server::{Config, Server, StartKind};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,15 +38,38 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Ok(config) => config,
         Err(message) => return refuse(&message, EXIT_CONFIG),
     };
-    start_log(config.log.format);
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    if let Err(message) = harden() {
+        return refuse(&message, EXIT_CONFIG);
+    }
+    start_log(&config.log);
+    let runtime = match runtime(config.listen.threads) {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&format!("no threads: {error}"), EXIT_CONFIG),
     };
     runtime.block_on(serve(&config))
+}
+
+// The keys are in this process: no core dump may hold them, and no other process of this user, a
+// worker that was taken over least of all, may read them through /proc.
+fn harden() -> Result<(), String> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .map_err(|error| format!("core dumps cannot be turned off: {error}"))
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = match threads {
+        0 => cores.div_ceil(2),
+        threads => threads,
+    };
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).enable_all().build()
 }
 
 async fn serve(config: &Config) -> ExitCode {
@@ -85,13 +108,10 @@ fn announce(config: &Config, server: &Server) {
 }
 
 fn read_config(arguments: &Arguments) -> Result<Config, String> {
-    let text = match &arguments.config {
-        Some(path) => {
-            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
-        }
-        None => String::new(),
+    let mut config = match &arguments.config {
+        Some(path) => read_file(path).map_err(|error| format!("{}: {error}", path.display()))?,
+        None => Config::default(),
     };
-    let mut config = Config::from_toml(&text).map_err(|error| error.to_string())?;
     if let Some(named) = arguments.simulation {
         let tee = match named {
             Some(Simulated::Sgx) => Tee::Sgx,
@@ -103,16 +123,26 @@ fn read_config(arguments: &Arguments) -> Result<Config, String> {
     Ok(config)
 }
 
+fn read_file(path: &Path) -> Result<Config, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    Config::from_toml(&text).map_err(|error| error.to_string())
+}
+
 // Only our own lines: what libraries log at their finer levels holds frames, and so user data.
-fn start_log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::new("off,blindai_server=info,blindai_engine=info");
-    let log = tracing_subscriber::fmt()
+fn start_log(log: &Log) {
+    let filter = match log.requests {
+        true => "off,blindai_server=debug,blindai_engine=info",
+        false => "off,blindai_server=info,blindai_engine=info",
+    };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let format = log.format;
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
     }
 }
 

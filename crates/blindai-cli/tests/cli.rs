@@ -21,7 +21,7 @@ impl Server {
         let config = folder.path().join("blindai.toml");
         let text = format!(
             "[listen]\nattested = '127.0.0.1:{attested}'\npublic = '127.0.0.1:{public}'\n\
-             [engine]\nonnxruntime = '{}'\n[limits]\ndrain_seconds = 5\n",
+             [engine]\nonnxruntime = '{}'\n[limits]\ndrain_seconds = 5\n[log]\nrequests = true\n",
             library().display()
         );
         fs::write(&config, text).unwrap();
@@ -131,6 +131,15 @@ fn a_model_is_uploaded_run_and_deleted() {
         Value::Array(vec![])
     );
 
+    // What holds the keys leaves no core dump.
+    let limits = format!("/proc/{}/limits", server.child.id());
+    let limits = fs::read_to_string(limits).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core: Vec<_> = core.unwrap().split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"]);
+
     let (status, log) = server.stop();
     assert!(status.success(), "{log}");
     assert!(!log.contains("echo"), "a model's name is in the log: {log}");
@@ -158,7 +167,9 @@ fn a_simulated_server_is_refused_unless_asked_for_by_name() {
     assert!(text.contains("BlindAI Simulation Root"), "{text}");
 
     let nothing = server.run(&["attest", &server.address]);
-    assert_eq!(nothing.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&nothing.stderr);
+    assert_eq!(nothing.status.code(), Some(1), "{text}");
+    assert!(text.contains("BlindAI Simulation Root"), "{text}");
 
     let trusted = server.run(&["attest", &server.address, "--simulation", "--json"]);
     let answer: Value = serde_json::from_slice(&trusted.stdout).unwrap();

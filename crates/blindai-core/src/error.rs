@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The result of everything that can be refused with a [`Code`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The longest fact, in bytes.
+const FACT_BYTES: usize = 1024;
+
 /// Why a request was refused: a stable code, the fact, and what to do about it.
 ///
 /// The fact names the offending value where the caller sent it and may see it again; it never holds
@@ -18,11 +21,14 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with the code's usual remedy.
+    /// An error with the code's usual remedy. The fact is cut at 1 KiB: it may quote names that a
+    /// stranger made as long as he liked.
     pub fn new(code: Code, fact: impl Into<String>) -> Self {
+        let mut fact = fact.into();
+        fact.truncate(fact.floor_char_boundary(FACT_BYTES));
         Self {
             code,
-            fact: fact.into(),
+            fact,
             remedy: Cow::Borrowed(code.remedy()),
         }
     }
@@ -223,6 +229,12 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(Code::parse(code.as_str()), Some(*code));
         }
+    }
+
+    #[test]
+    fn a_fact_is_cut_between_characters() {
+        let error = Error::new(Code::InputUnknown, "ä".repeat(5000));
+        assert_eq!(error.fact(), "ä".repeat(512));
     }
 
     #[test]

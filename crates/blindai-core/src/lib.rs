@@ -19,7 +19,6 @@ mod error;
 mod evidence;
 mod model;
 pub mod oip;
-mod secret;
 pub mod simulation;
 mod tensor;
 
@@ -28,5 +27,4 @@ pub use digest::Digest;
 pub use error::{Code, Error, ErrorBody, Kind, Result};
 pub use evidence::{DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID, Tee};
 pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
-pub use secret::Secret;
 pub use tensor::{DType, NamedTensor, Shape, Tensor};

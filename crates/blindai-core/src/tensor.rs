@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Code, Error, Result};
 
+/// The most dimensions a tensor may have.
+const RANK: usize = 64;
+
 /// The sizes of a tensor's dimensions; empty for a scalar.
 pub type Shape = Vec<usize>;
 
@@ -195,6 +198,13 @@ impl<T: fmt::Display> fmt::Display for ShapeText<'_, T> {
 // A shape comes from a stranger: 2^32 × 2^32 must not wrap around to something small, and a zero
 // among the sizes must not hide an overflow in front of it.
 fn element_count(shape: &[usize]) -> Result<usize> {
+    if shape.len() > RANK {
+        let fact = format!(
+            "the tensor has {} dimensions, at most {RANK} are taken",
+            shape.len()
+        );
+        return Err(Error::new(Code::InputData, fact));
+    }
     let overflow = || {
         let text = ShapeText(shape);
         Error::new(Code::InputData, format!("the shape {text} is too large"))

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,13 @@ use blindai_core::{Digest, Tee};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+
+/// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
+const YEAR: u64 = 365 * 24 * 3600;
+/// The largest size, in bytes.
+const BYTES: u64 = 1 << 48;
+/// The most of anything that is counted.
+const COUNT: usize = 1_000_000;
 
 /// Everything an operator may set.
 #[derive(Clone, Debug, Serialize)]
@@ -32,6 +40,9 @@ pub struct Listen {
     pub attested: SocketAddr,
     /// The public port: evidence and health. Default `127.0.0.1:50052`.
     pub public: SocketAddr,
+    /// Threads for connections, TLS and protocols. Default 0: one for every two cores, because the
+    /// models need the others.
+    pub threads: usize,
 }
 
 /// `[tls]`: the host-side certificate of the public port.
@@ -82,6 +93,8 @@ pub struct Limits {
     pub total_memory_bytes: u64,
     /// How long one request may take, in seconds. Default 300.
     pub request_seconds: u64,
+    /// How long one upload may take to arrive, in seconds. Default 3600.
+    pub upload_seconds: u64,
     /// How long a model may take to load, in seconds. Default 120.
     pub load_seconds: u64,
     /// How long a sender may stay silent within a body, in seconds. Default 30.
@@ -103,6 +116,8 @@ pub struct Limits {
 pub struct Log {
     /// `text` or `json`. Default `text`.
     pub format: LogFormat,
+    /// Whether every request is logged, or only those that were refused. Default false.
+    pub requests: bool,
 }
 
 /// How log lines are written.
@@ -121,7 +136,7 @@ impl Config {
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let table: Table = text
             .parse()
-            .map_err(|error: toml::de::Error| ConfigError(vec![error.to_string()]))?;
+            .map_err(|error| ConfigError(vec![not_toml(text, &error)]))?;
         let mut root = Section::root(table);
         let config = Self::read(&mut root);
         let mut errors = root.finish();
@@ -145,22 +160,24 @@ impl Config {
             listen: root.section("listen", |s| Listen {
                 attested: s.get("attested", loopback(50051)),
                 public: s.get("public", loopback(50052)),
+                threads: s.within("threads", 0, 0..=COUNT),
             }),
             tls: root.section("tls", |s| Tls {
                 folder: s.get("folder", "tls".into()),
             }),
             tee: root.section("tee", |s| TeeConfig {
                 simulation: s.optional("simulation"),
-                evidence_seconds: s.at_least("evidence_seconds", 3600, 2),
+                evidence_seconds: s.within("evidence_seconds", 3600, 2..=YEAR),
             }),
             engine: root.section("engine", |s| EngineConfig {
                 onnxruntime: s.optional("onnxruntime"),
-                threads: s.get("threads", 0),
+                threads: s.within("threads", 0, 0..=COUNT),
                 spinning: s.get("spinning", true),
             }),
             limits: root.section("limits", Limits::read),
             log: root.section("log", |s| Log {
                 format: s.get("format", LogFormat::Text),
+                requests: s.get("requests", false),
             }),
         }
     }
@@ -186,27 +203,33 @@ impl Config {
 impl Limits {
     fn read(s: &mut Section) -> Self {
         Self {
-            body_bytes: s.at_least("body_bytes", 64 << 20, 1),
-            inflight_bytes: s.at_least("inflight_bytes", 1 << 30, 1),
-            output_bytes: s.at_least("output_bytes", 256 << 20, 1),
-            model_bytes: s.at_least("model_bytes", 4 << 30, 1),
-            models: s.at_least("models", 64, 1),
-            model_memory_bytes: s.at_least("model_memory_bytes", 8 << 30, 1),
-            total_memory_bytes: s.at_least("total_memory_bytes", 12 << 30, 1),
-            request_seconds: s.at_least("request_seconds", 300, 1),
-            load_seconds: s.at_least("load_seconds", 120, 1),
-            idle_seconds: s.at_least("idle_seconds", 30, 1),
-            concurrent_requests: s.at_least("concurrent_requests", 256, 1),
-            concurrent_uploads: s.at_least("concurrent_uploads", 4, 1),
-            queue: s.at_least("queue", 128, 1),
-            connections: s.at_least("connections", 1024, 1),
-            drain_seconds: s.at_least("drain_seconds", 30, 0),
+            body_bytes: s.within("body_bytes", 64 << 20, 1..=BYTES),
+            inflight_bytes: s.within("inflight_bytes", 1 << 30, 1..=BYTES),
+            output_bytes: s.within("output_bytes", 256 << 20, 1..=BYTES),
+            model_bytes: s.within("model_bytes", 4 << 30, 1..=BYTES),
+            models: s.within("models", 64, 1..=COUNT),
+            model_memory_bytes: s.within("model_memory_bytes", 8 << 30, 1..=BYTES),
+            total_memory_bytes: s.within("total_memory_bytes", 12 << 30, 1..=BYTES),
+            request_seconds: s.within("request_seconds", 300, 1..=YEAR),
+            upload_seconds: s.within("upload_seconds", 3600, 1..=YEAR),
+            load_seconds: s.within("load_seconds", 120, 1..=YEAR),
+            idle_seconds: s.within("idle_seconds", 30, 1..=YEAR),
+            concurrent_requests: s.within("concurrent_requests", 256, 1..=COUNT),
+            concurrent_uploads: s.within("concurrent_uploads", 4, 1..=COUNT),
+            queue: s.within("queue", 128, 1..=COUNT),
+            connections: s.within("connections", 1024, 1..=COUNT),
+            drain_seconds: s.within("drain_seconds", 30, 0..=YEAR),
         }
     }
 
     /// How long one request may take.
     pub fn request(&self) -> Duration {
         Duration::from_secs(self.request_seconds)
+    }
+
+    /// How long one upload may take to arrive.
+    pub fn upload(&self) -> Duration {
+        Duration::from_secs(self.upload_seconds)
     }
 
     /// How long a sender may stay silent within a body.
@@ -239,6 +262,17 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+// In one line; the parser's own text shows the source in several.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let line = 1 + text
+        .bytes()
+        .take(start)
+        .filter(|&byte| byte == b'\n')
+        .count();
+    format!("not TOML, line {line}: {}", error.message())
+}
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -298,15 +332,15 @@ impl Section {
         self.optional(key).unwrap_or(default)
     }
 
-    fn at_least<T>(&mut self, key: &str, default: T, least: T) -> T
+    fn within<T>(&mut self, key: &str, default: T, range: RangeInclusive<T>) -> T
     where
         T: DeserializeOwned + PartialOrd + fmt::Display,
     {
         let value = self.get(key, default);
-        if value < least {
-            let prefix = &self.prefix;
+        if !range.contains(&value) {
+            let (prefix, least, most) = (&self.prefix, range.start(), range.end());
             self.errors
-                .push(format!("{prefix}{key} = {value}: at least {least}"));
+                .push(format!("{prefix}{key} = {value}: from {least} to {most}"));
         }
         value
     }
@@ -349,13 +383,24 @@ mod tests {
         for part in [
             "colour: unknown key",
             "listen.attested = \"here\"",
-            "limits.models = 0: at least 1",
+            "limits.models = 0: from 1 to 1000000",
             "limits.body_byte: unknown key",
             "limits.queue = \"many\"",
         ] {
             assert!(all.contains(part), "{part} is not in {all}");
         }
         assert_eq!(error.errors().len(), 5);
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_in_one_line() {
+        let error = Config::from_toml("[limits]\nqueue = = 7").unwrap_err();
+        assert_eq!(error.errors().len(), 1);
+        assert!(
+            error.to_string().starts_with("not TOML, line 2: "),
+            "{error}"
+        );
+        assert_eq!(error.to_string().lines().count(), 1);
     }
 
     #[test]

@@ -1,22 +1,37 @@
 //! Connections: accept, handshake, serve, drain. What is served comes as a router.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 /// How long a stranger may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may stay without a complete request head.
+/// How long a connection may stay without a request, and a request head take.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often connections are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// Bytes read from a connection at a time.
+const READ_BYTES: usize = 32 * 1024;
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS: u32 = 64;
 /// Bytes of an HTTP/2 request head.
@@ -29,6 +44,8 @@ pub struct Port {
     pub router: Router,
     /// Connections at one time; further ones wait in the kernel.
     pub connections: usize,
+    /// How long a peer may take to read an answer.
+    pub patience: Duration,
 }
 
 impl Port {
@@ -37,6 +54,8 @@ impl Port {
         let acceptor = TlsAcceptor::from(self.tls);
         let slots = Arc::new(Semaphore::new(self.connections));
         let graceful = GracefulShutdown::new();
+        // Dropped at the end, which ends whatever did not end by itself.
+        let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&self.listener, &slots) => accepted,
@@ -45,10 +64,13 @@ impl Port {
             if let Some((stream, permit)) = accepted {
                 let (acceptor, router) = (acceptor.clone(), self.router.clone());
                 let watcher = graceful.watcher();
-                tokio::spawn(async move {
-                    serve_connection(stream, acceptor, router, watcher).await;
+                let patience = self.patience;
+                let connection = async move {
+                    serve_connection(stream, acceptor, router, watcher, patience).await;
                     drop(permit);
-                });
+                };
+                connections.spawn(connection);
+                while connections.try_join_next().is_some() {}
             }
         }
         drop(self.listener);
@@ -82,28 +104,173 @@ async fn serve_connection(
     acceptor: TlsAcceptor,
     router: Router,
     watcher: Watcher,
+    patience: Duration,
 ) {
     // Small answers must not wait for more.
     let _ = stream.set_nodelay(true);
+    // rustls reads 4 KiB at a time, which for a picture would be 150 system calls.
+    let stream = BufReader::with_capacity(READ_BYTES, stream);
     let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = handshake else {
         tracing::debug!("a TLS handshake failed");
         return;
     };
-    let mut builder = Builder::new(TokioExecutor::new());
+    let life = Arc::new(Life::default());
+    let service = Tracked {
+        inner: TowerToHyperService::new(router),
+        life: life.clone(),
+    };
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = TokioIo::new(stream);
+    let served = async {
+        // An error here is a peer that went away; what it was doing has ended with it.
+        let _ = match is_h2 {
+            true => watcher.watch(h2().serve_connection(io, service)).await,
+            false => watcher.watch(h1().serve_connection(io, service)).await,
+        };
+    };
+    tokio::select! {
+        () = served => {}
+        () = life.outlived(patience) => tracing::debug!("a connection was closed: idle, or its peer does not read"),
+    }
+}
+
+fn h1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE);
     builder
-        .http1()
-        .timer(TokioTimer::new())
-        // Counts from the end of the last request, so it bounds idle connections too.
-        .header_read_timeout(IDLE);
+}
+
+fn h2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
-        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
         .keep_alive_interval(IDLE);
-    let service = TowerToHyperService::new(router);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    // An error here is a peer that went away; what it was doing has ended with it.
-    let _ = watcher.watch(connection.into_owned()).await;
+    builder
+}
+
+/// What a connection is doing. HTTP/1 and HTTP/2 have timeouts for heads only: without this, a peer
+/// that never speaks, or one that never reads its answers, would keep its place for ever.
+#[derive(Default)]
+struct Life(Mutex<Activity>);
+
+struct Activity {
+    requests: usize,
+    idle_since: Instant,
+    /// Answers on their way, by the time from which on they were ready.
+    answers: BTreeMap<u64, Instant>,
+    next: u64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            requests: 0,
+            idle_since: Instant::now(),
+            answers: BTreeMap::new(),
+            next: 0,
+        }
+    }
+}
+
+impl Life {
+    /// Ends when nothing was asked for longer than [`IDLE`], or an answer was not read in
+    /// `patience`.
+    async fn outlived(&self, patience: Duration) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let activity = self.lock();
+            let idle = activity.requests == 0 && activity.idle_since.elapsed() > IDLE;
+            let oldest = activity.answers.values().next();
+            if idle || oldest.is_some_and(|ready| ready.elapsed() > patience) {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Activity> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request of a connection, until its answer has been sent.
+struct Exchange {
+    life: Arc<Life>,
+    answer: Option<u64>,
+}
+
+impl Exchange {
+    fn begin(life: Arc<Life>) -> Self {
+        life.lock().requests += 1;
+        Self { life, answer: None }
+    }
+
+    fn answered(mut self) -> Self {
+        let mut activity = self.life.lock();
+        activity.next += 1;
+        let id = activity.next;
+        activity.answers.insert(id, Instant::now());
+        drop(activity);
+        self.answer = Some(id);
+        self
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut activity = self.life.lock();
+        activity.requests -= 1;
+        activity.idle_since = Instant::now();
+        if let Some(id) = self.answer {
+            activity.answers.remove(&id);
+        }
+    }
+}
+
+struct Tracked {
+    inner: TowerToHyperService<Router>,
+    life: Arc<Life>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Tracked {
+    type Response = Response<TrackedBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let exchange = Exchange::begin(self.life.clone());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            let _exchange = exchange.answered();
+            Ok(answer.map(|body| TrackedBody { body, _exchange }))
+        })
+    }
+}
+
+struct TrackedBody {
+    body: Body,
+    _exchange: Exchange,
+}
+
+impl http_body::Body for TrackedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

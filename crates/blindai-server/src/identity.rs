@@ -19,12 +19,37 @@ use rcgen::{
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Clocks of client and server may differ by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
-/// Quotes asked for at one time; hardware makes them one by one.
+/// Quotes that one port may have in the making; hardware makes them one by one.
 const CONCURRENT_QUOTES: usize = 4;
+/// How long a caller may wait for its turn.
+const QUOTE_WAIT: Duration = Duration::from_secs(5);
+
+/// A port's share of the platform that quotes.
+#[derive(Clone)]
+pub struct Share(Arc<Semaphore>);
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(CONCURRENT_QUOTES)))
+    }
+}
+
+impl Share {
+    async fn turn(&self) -> Result<OwnedSemaphorePermit> {
+        let turn = tokio::time::timeout(QUOTE_WAIT, self.0.clone().acquire_owned()).await;
+        match turn {
+            Ok(permit) => permit.map_err(internal),
+            Err(_) => Err(Error::new(
+                Code::TooManyRequests,
+                "too many callers ask for fresh evidence",
+            )),
+        }
+    }
+}
 
 /// The keyset: drawn at start, bound by every quote.
 struct Keyset {
@@ -59,7 +84,6 @@ pub struct Identity {
     config_digest: Digest,
     validity: Duration,
     current: ArcSwap<Current>,
-    quotes: Semaphore,
 }
 
 /// The evidence in use until it is renewed.
@@ -86,7 +110,6 @@ impl Identity {
             config_digest,
             validity,
             current: ArcSwap::from_pointee(current),
-            quotes: Semaphore::new(CONCURRENT_QUOTES),
         })
     }
 
@@ -94,14 +117,20 @@ impl Identity {
     ///
     /// # Errors
     /// When the platform gives no quote.
-    pub async fn document(self: &Arc<Self>, nonce: Option<Nonce>) -> Result<Arc<[u8]>> {
+    pub async fn document(
+        self: &Arc<Self>,
+        nonce: Option<Nonce>,
+        share: &Share,
+    ) -> Result<Arc<[u8]>> {
         let Some(nonce) = nonce else {
             return Ok(self.current.load().document.clone());
         };
-        let _permit = self.quotes.acquire().await.map_err(internal)?;
+        let permit = share.turn().await?;
         let identity = self.clone();
-        // A quote takes the hardware milliseconds, and the thread with it.
+        // A quote takes the hardware milliseconds, and the thread with it. The permit goes along:
+        // a caller who hangs up does not make room for the next one before the quote is made.
         let quoting = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let claims = make_claims(
                 &identity.keys,
                 identity.config_digest,

@@ -30,7 +30,14 @@ impl Model {
 /// answers when no version is asked for.
 #[derive(Default)]
 pub struct Registry {
-    names: Mutex<BTreeMap<ModelName, Vec<Slot>>>,
+    names: Mutex<BTreeMap<ModelName, Versions>>,
+}
+
+#[derive(Default)]
+struct Versions {
+    slots: Vec<Slot>,
+    /// The last number given out: a caller who pinned a deleted version must not get other content.
+    last: u64,
 }
 
 struct Slot {
@@ -71,8 +78,9 @@ impl Registry {
         limit: usize,
     ) -> Result<Claim> {
         let mut names = self.lock();
-        let held: usize = names.values().map(Vec::len).sum();
-        let slots = names.get(name).map_or(&[][..], Vec::as_slice);
+        let held: usize = names.values().map(|versions| versions.slots.len()).sum();
+        let versions = names.get(name);
+        let slots = versions.map_or(&[][..], |versions| &versions.slots);
         let same = slots.iter().find(|slot| match version {
             Some(version) => slot.version == *version,
             None => slot.digest == digest,
@@ -84,13 +92,8 @@ impl Registry {
             let fact = format!("the server holds {held} models, limits.models is {limit}");
             return Err(Error::new(Code::TooManyModels, fact));
         }
-        let version = version.cloned().unwrap_or_else(|| next_version(slots));
-        let slot = Slot {
-            version: version.clone(),
-            digest,
-            model: None,
-        };
-        names.entry(name.clone()).or_default().push(slot);
+        let versions = names.entry(name.clone()).or_default();
+        let version = versions.reserve(version, digest);
         Ok(Claim::Reserved(Place {
             registry: self.clone(),
             name: name.clone(),
@@ -105,7 +108,7 @@ impl Registry {
     pub fn find(&self, name: &str, version: Option<&str>) -> Result<Arc<Model>> {
         let names = self.lock();
         let slots = names.iter().find(|(key, _)| key.as_str() == name);
-        let mut ready = slots.iter().flat_map(|(_, slots)| ready(slots));
+        let mut ready = slots.iter().flat_map(|(_, versions)| versions.ready());
         let found = match version {
             Some(version) => ready.find(|model| model.info.version.as_str() == version),
             None => ready.last(),
@@ -116,11 +119,7 @@ impl Registry {
     /// Everything that is ready, by name and in the order of upload.
     pub fn list(&self) -> Vec<Arc<Model>> {
         let names = self.lock();
-        names
-            .values()
-            .flat_map(|slots| ready(slots))
-            .cloned()
-            .collect()
+        names.values().flat_map(Versions::ready).cloned().collect()
     }
 
     /// The versions of a name that are ready.
@@ -138,7 +137,7 @@ impl Registry {
         let mut names = self.lock();
         let key = names.keys().find(|key| key.as_str() == name).cloned();
         let key = key.ok_or_else(|| not_found(name, version))?;
-        let slots = names.entry(key.clone()).or_default();
+        let slots = &mut names.entry(key.clone()).or_default().slots;
         // What is loading belongs to its uploader until it is ready.
         let goes = |slot: &mut Slot| {
             slot.model.is_some() && version.is_none_or(|wanted| slot.version.as_str() == wanted)
@@ -159,7 +158,7 @@ impl Registry {
     }
 
     // A panic while holding the lock cannot leave a half-made entry: every change is one call.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Vec<Slot>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Versions>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -171,19 +170,26 @@ impl Place {
     }
 
     /// Puts the model in its place, from where requests find it.
-    pub fn fill(self, model: Arc<Model>) {
+    ///
+    /// # Errors
+    /// [`Code::NotReady`] when the server has let go of everything in the meantime.
+    pub fn fill(self, model: Arc<Model>) -> Result<()> {
         let mut names = self.registry.lock();
-        let slots = names.get_mut(&self.name).into_iter().flatten();
-        for slot in slots.filter(|slot| slot.version == self.version) {
-            slot.model = Some(model.clone());
-        }
+        let mut slots = names
+            .get_mut(&self.name)
+            .into_iter()
+            .flat_map(|v| &mut v.slots);
+        let slot = slots.find(|slot| slot.version == self.version);
+        let gone = || Error::new(Code::NotReady, "the server is stopping");
+        slot.ok_or_else(gone)?.model = Some(model);
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut names = self.registry.lock();
-        if let Some(slots) = names.get_mut(&self.name) {
+        if let Some(Versions { slots, .. }) = names.get_mut(&self.name) {
             slots.retain(|slot| slot.version != self.version || slot.model.is_some());
             if slots.is_empty() {
                 names.remove(&self.name);
@@ -192,8 +198,31 @@ impl Drop for Place {
     }
 }
 
-fn ready(slots: &[Slot]) -> impl Iterator<Item = &Arc<Model>> {
-    slots.iter().filter_map(|slot| slot.model.as_ref())
+impl Versions {
+    fn ready(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.slots.iter().filter_map(|slot| slot.model.as_ref())
+    }
+
+    fn reserve(&mut self, version: Option<&ModelVersion>, digest: Digest) -> ModelVersion {
+        let version = version.cloned().unwrap_or_else(|| self.next());
+        self.slots.push(Slot {
+            version: version.clone(),
+            digest,
+            model: None,
+        });
+        version
+    }
+
+    fn next(&mut self) -> ModelVersion {
+        loop {
+            self.last += 1;
+            let version = self.last.to_string().parse();
+            let version: ModelVersion = version.expect("a number is a version");
+            if self.slots.iter().all(|slot| slot.version != version) {
+                return version;
+            }
+        }
+    }
 }
 
 fn held_already(name: &ModelName, slot: &Slot, digest: Digest) -> Result<Claim> {
@@ -212,14 +241,6 @@ fn held_already(name: &ModelName, slot: &Slot, digest: Digest) -> Result<Claim> 
             Err(Error::new(Code::NotReady, fact))
         }
     }
-}
-
-fn next_version(slots: &[Slot]) -> ModelVersion {
-    let numbers = slots
-        .iter()
-        .filter_map(|slot| slot.version.as_str().parse::<u64>().ok());
-    let next = numbers.max().unwrap_or(0).saturating_add(1);
-    next.to_string().parse().expect("a number is a version")
 }
 
 fn not_found(name: &str, version: Option<&str>) -> Error {

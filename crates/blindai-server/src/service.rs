@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blindai_core::oip::{InferRequest, InferResponse};
 use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result};
@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{Budget, Reservation};
 use crate::config::Limits;
-use crate::identity::Identity;
+use crate::identity::{Identity, Share};
 use crate::registry::{Claim, Model, Registry};
 
 /// The product.
@@ -71,7 +71,8 @@ impl Service {
     /// # Errors
     /// [`Code::NotReady`], [`Code::TooManyRequests`]
     pub fn admit(&self) -> Result<Admission> {
-        self.admit_to(&self.requests, "limits.concurrent_requests")
+        let limit = self.limits.request();
+        self.admit_to(&self.requests, "limits.concurrent_requests", limit)
     }
 
     /// Admits an upload, before anything of its body is read.
@@ -79,7 +80,8 @@ impl Service {
     /// # Errors
     /// [`Code::NotReady`], [`Code::TooManyRequests`]
     pub fn admit_upload(&self) -> Result<Admission> {
-        self.admit_to(&self.uploads, "limits.concurrent_uploads")
+        let limit = self.limits.upload();
+        self.admit_to(&self.uploads, "limits.concurrent_uploads", limit)
     }
 
     /// Reserves room for a request body.
@@ -92,31 +94,37 @@ impl Service {
             let fact = format!("the body has {bytes} bytes, limits.body_bytes is {limit}");
             return Err(Error::new(Code::BodyTooLarge, fact));
         }
-        self.bodies.reserve(bytes).ok_or_else(|| {
-            let limit = self.bodies.limit();
-            let fact = format!("request bodies fill limits.inflight_bytes, {limit}");
-            Error::new(Code::TooManyRequests, fact)
-        })
+        self.bodies.reserve(bytes).ok_or_else(|| self.bodies_full())
+    }
+
+    /// Reserves room for an answer beside its request.
+    ///
+    /// # Errors
+    /// [`Code::TooManyRequests`] when others fill the room.
+    pub fn grow_held(&self, held: &mut Reservation, bytes: u64) -> Result<()> {
+        match held.grow(bytes) {
+            true => Ok(()),
+            false => Err(self.bodies_full()),
+        }
     }
 
     /// Begins an upload of `announced` bytes, if the sender says so.
     ///
     /// # Errors
-    /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`], before a byte is taken.
+    /// [`Code::ModelTooLarge`], before a byte is taken. Memory is reserved as bytes arrive: who only
+    /// announces much must not keep others out.
     pub fn begin_upload(&self, announced: Option<u64>) -> Result<Incoming> {
         let limit = self.limits.model_bytes;
         if let Some(bytes) = announced.filter(|&bytes| bytes > limit) {
             let fact = format!("the model has {bytes} bytes, limits.model_bytes is {limit}");
             return Err(Error::new(Code::ModelTooLarge, fact));
         }
-        let mut incoming = Incoming {
+        Ok(Incoming {
             writer: ModelWriter::new(limit)?,
             memory: self.memory.empty(),
             reserved: 0,
             written: 0,
-        };
-        incoming.reserve(announced.unwrap_or(0))?;
-        Ok(incoming)
+        })
     }
 
     /// Loads what was uploaded and makes it answer under `name`.
@@ -143,9 +151,13 @@ impl Service {
             Claim::Reserved(place) => place,
         };
         let (digest, size_bytes) = (file.digest(), file.size_bytes());
-        let loaded = self.engine.load(Arc::new(file)).await?;
         let mut memory = incoming.memory;
-        if !memory.grow(loaded.resident_bytes()) {
+        // The weights at least will stand in the worker's memory too; the rest is seen afterwards.
+        if !memory.grow(size_bytes) {
+            return Err(self.memory_exhausted());
+        }
+        let loaded = self.engine.load(Arc::new(file)).await?;
+        if !memory.grow(loaded.resident_bytes().saturating_sub(size_bytes)) {
             return Err(self.memory_exhausted());
         }
         let info = ModelInfo {
@@ -156,7 +168,7 @@ impl Service {
             signature: loaded.signature().clone(),
             uploaded_at: unix_seconds(),
         };
-        place.fill(Arc::new(Model::new(info.clone(), loaded, memory)));
+        place.fill(Arc::new(Model::new(info.clone(), loaded, memory)))?;
         Ok((info, true))
     }
 
@@ -207,12 +219,13 @@ impl Service {
         Ok(removed.iter().map(|model| model.info.clone()).collect())
     }
 
-    /// Evidence: with a nonce fresh, without the one in use.
+    /// Evidence: with a nonce fresh, without the one in use. Each port has its own share of the
+    /// platform, so that a flood on the public one cannot keep clients from verifying.
     ///
     /// # Errors
-    /// When the platform gives no quote.
-    pub async fn attest(&self, nonce: Option<Nonce>) -> Result<Arc<[u8]>> {
-        self.identity.document(nonce).await
+    /// [`Code::TooManyRequests`], and when the platform gives no quote.
+    pub async fn attest(&self, nonce: Option<Nonce>, share: &Share) -> Result<Arc<[u8]>> {
+        self.identity.document(nonce, share).await
     }
 
     /// Lets go of all models, and so of their workers.
@@ -220,7 +233,12 @@ impl Service {
         self.registry.clear();
     }
 
-    fn admit_to(&self, places: &Arc<Semaphore>, limit: &str) -> Result<Admission> {
+    fn admit_to(
+        &self,
+        places: &Arc<Semaphore>,
+        setting: &str,
+        limit: Duration,
+    ) -> Result<Admission> {
         if !self.is_ready() {
             return Err(Error::new(
                 Code::NotReady,
@@ -228,13 +246,19 @@ impl Service {
             ));
         }
         let permit = places.clone().try_acquire_owned().map_err(|_| {
-            let fact = format!("as many requests are in progress as {limit} allows");
+            let fact = format!("as many requests are in progress as {setting} allows");
             Error::new(Code::TooManyRequests, fact)
         })?;
         Ok(Admission {
             _permit: permit,
-            deadline: Instant::now() + self.limits.request(),
+            deadline: Instant::now() + limit,
         })
+    }
+
+    fn bodies_full(&self) -> Error {
+        let limit = self.bodies.limit();
+        let fact = format!("requests and answers fill limits.inflight_bytes, {limit}");
+        Error::new(Code::TooManyRequests, fact)
     }
 
     fn memory_exhausted(&self) -> Error {
@@ -260,22 +284,18 @@ impl Incoming {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
         if self.written > self.reserved {
-            self.reserve((self.written - self.reserved).max(RESERVE_BYTES))?;
+            let more = (self.written - self.reserved).max(RESERVE_BYTES);
+            if !self.memory.grow(more) {
+                let fact = "the models fill limits.total_memory_bytes";
+                return Err(Error::new(Code::MemoryExhausted, fact));
+            }
+            self.reserved += more;
         }
         self.writer.write(bytes)
     }
-
-    fn reserve(&mut self, bytes: u64) -> Result<()> {
-        if !self.memory.grow(bytes) {
-            let fact = "the models fill limits.total_memory_bytes";
-            return Err(Error::new(Code::MemoryExhausted, fact));
-        }
-        self.reserved += bytes;
-        Ok(())
-    }
 }
 
-/// An upload of unknown length reserves memory in steps of this size.
+/// An upload reserves memory in steps of this size.
 const RESERVE_BYTES: u64 = 1 << 20;
 
 fn check_digest(file: &ModelFile, expected: Option<Digest>) -> Result<()> {

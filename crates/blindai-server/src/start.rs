@@ -62,6 +62,7 @@ impl Server {
                     .map_err(|error| StartError::new(StartKind::Config, error))?,
                 router,
                 connections: config.limits.connections,
+                patience: config.limits.request(),
             })
         };
         Ok(Self {

@@ -2,29 +2,33 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use blindai_core::{Code, Error, Nonce, Result};
 use bytes::Bytes;
 
 use super::ApiError;
+use crate::identity::Share;
 use crate::service::Service;
 
-/// The route of `/v1/attestation`.
+/// The route of `/v1/attestation`, with a share of the platform for itself.
 pub fn routes() -> Router<Arc<Service>> {
-    Router::new().route(blindai_core::api::ATTESTATION, get(attestation))
+    Router::new()
+        .route(blindai_core::api::ATTESTATION, get(attestation))
+        .layer(Extension(Share::default()))
 }
 
 async fn attestation(
     State(service): State<Arc<Service>>,
+    Extension(share): Extension<Share>,
     RawQuery(query): RawQuery,
 ) -> std::result::Result<Response, ApiError> {
     let nonce = nonce(query.as_deref())?;
-    let document = service.attest(nonce).await?;
+    let document = service.attest(nonce, &share).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -29,12 +29,13 @@ pub async fn collect(
     service: &Service,
     headers: &HeaderMap,
     body: Body,
+    deadline: Instant,
 ) -> Result<(Bytes, Reservation)> {
     let announced = announced_length(headers);
     let limit = service.limits().body_bytes;
     let reservation = service.reserve_body(announced.unwrap_or(limit))?;
     let mut bytes = Vec::with_capacity(announced.unwrap_or(0) as usize);
-    let mut incoming = Chunks::new(body, service.limits().idle());
+    let mut incoming = Chunks::new(body, service.limits().idle(), deadline);
     while let Some(chunk) = incoming.next().await? {
         if (bytes.len() + chunk.len()) as u64 > limit {
             let fact = format!("the body has more than limits.body_bytes, {limit}");
@@ -45,30 +46,32 @@ pub async fn collect(
     Ok((bytes.into(), reservation))
 }
 
-/// The chunks of a body, each of which must come before the sender counts as gone.
+/// The chunks of a body, each of which must come before the sender counts as gone, and all before
+/// the deadline.
 pub struct Chunks {
     body: Body,
     idle: Duration,
+    deadline: Instant,
 }
 
 impl Chunks {
-    pub fn new(body: Body, idle: Duration) -> Self {
-        Self { body, idle }
+    pub fn new(body: Body, idle: Duration, deadline: Instant) -> Self {
+        Self {
+            body,
+            idle,
+            deadline,
+        }
     }
 
     /// The next chunk; `None` at the end.
     ///
     /// # Errors
-    /// [`Code::BodyIncomplete`]
+    /// [`Code::BodyIncomplete`], [`Code::DeadlineExceeded`]
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            let frame = tokio::time::timeout(self.idle, self.body.frame()).await;
-            let frame = frame.map_err(|_| {
-                let seconds = self.idle.as_secs();
-                let fact = format!("nothing came for limits.idle_seconds, {seconds}");
-                Error::new(Code::BodyIncomplete, fact)
-            })?;
-            match frame {
+            let until = self.deadline.min(Instant::now() + self.idle);
+            let frame = tokio::time::timeout_at(until.into(), self.body.frame()).await;
+            match frame.map_err(|_| self.too_late())? {
                 None => return Ok(None),
                 Some(Err(_)) => {
                     let fact = "the connection ended within the body";
@@ -82,25 +85,40 @@ impl Chunks {
             }
         }
     }
+
+    fn too_late(&self) -> Error {
+        if Instant::now() >= self.deadline {
+            let fact = "the body did not arrive within the time for the request";
+            return Error::new(Code::DeadlineExceeded, fact);
+        }
+        let seconds = self.idle.as_secs();
+        let fact = format!("nothing came for limits.idle_seconds, {seconds}");
+        Error::new(Code::BodyIncomplete, fact)
+    }
 }
 
-/// A body of parts that are sent one after the other, without being joined.
-pub struct Parts(VecDeque<Bytes>);
+/// A body of parts that are sent one after the other, without being joined. It holds on to `H`
+/// until it is sent.
+pub struct Parts<H> {
+    parts: VecDeque<Bytes>,
+    _held: H,
+}
 
-impl Parts {
-    /// A body of `parts`. Small ones are joined after all: one write beats two.
-    pub fn body(parts: Vec<Bytes>) -> Body {
+impl<H: Send + Unpin + 'static> Parts<H> {
+    /// A body of `parts`. Small ones are joined: one write beats two.
+    pub fn body(parts: Vec<Bytes>, held: H) -> Body {
         let total: usize = parts.iter().map(Bytes::len).sum();
-        if total <= JOIN_BYTES {
-            return Body::from(parts.concat());
-        }
-        Body::new(Self(parts.into()))
+        let parts = match total <= JOIN_BYTES {
+            true => VecDeque::from([parts.concat().into()]),
+            false => parts.into(),
+        };
+        Body::new(Self { parts, _held: held })
     }
 }
 
 const JOIN_BYTES: usize = 16 * 1024;
 
-impl http_body::Body for Parts {
+impl<H: Unpin> http_body::Body for Parts<H> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -108,14 +126,14 @@ impl http_body::Body for Parts {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.pop_front().map(|part| Ok(Frame::data(part))))
+        Poll::Ready(self.parts.pop_front().map(|part| Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
+        self.parts.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
+        SizeHint::with_exact(self.parts.iter().map(|part| part.len() as u64).sum())
     }
 }

@@ -6,7 +6,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use blindai_core::{Code, Error};
 
+use super::ApiError;
 use crate::service::Service;
 
 /// The routes of `/v2/health`.
@@ -20,10 +22,10 @@ async fn live() -> StatusCode {
     StatusCode::OK
 }
 
-async fn ready(State(service): State<Arc<Service>>) -> StatusCode {
+async fn ready(State(service): State<Arc<Service>>) -> Result<StatusCode, ApiError> {
     if service.is_ready() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+        return Ok(StatusCode::OK);
     }
+    let fact = "the server is starting or stopping";
+    Err(Error::new(Code::NotReady, fact).into())
 }

@@ -6,6 +6,7 @@ mod error;
 mod health;
 mod models;
 mod oip_http;
+mod params;
 mod request_id;
 
 use std::sync::Arc;

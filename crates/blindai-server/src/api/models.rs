@@ -1,9 +1,10 @@
 //! `/v1/models`: upload, list, describe, delete.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -14,6 +15,7 @@ use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Resu
 
 use super::ApiError;
 use super::body::{Chunks, announced_length};
+use super::params::Params;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -34,45 +36,49 @@ pub fn routes() -> Router<Arc<Service>> {
         )
 }
 
-async fn list(State(service): State<Arc<Service>>) -> Json<ModelList> {
-    Json(ModelList {
-        models: service.list(),
-    })
+async fn list(State(service): State<Arc<Service>>) -> Answer<Json<ModelList>> {
+    let _admission = service.admit()?;
+    let models = service.list();
+    Ok(Json(ModelList { models }))
 }
 
 async fn describe(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
 ) -> Answer<Json<ModelInfo>> {
+    let _admission = service.admit()?;
     Ok(Json(service.describe(&name, None)?.0))
 }
 
 async fn describe_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<ModelInfo>> {
+    let _admission = service.admit()?;
     Ok(Json(service.describe(&name, Some(&version))?.0))
 }
 
 async fn delete(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
 ) -> Answer<Json<Deleted>> {
+    let _admission = service.admit()?;
     let deleted = service.delete(&name, None)?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn delete_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<Deleted>> {
+    let _admission = service.admit()?;
     let deleted = service.delete(&name, Some(&version))?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn upload(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
@@ -81,7 +87,7 @@ async fn upload(
 
 async fn upload_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
@@ -96,11 +102,11 @@ async fn store(
     headers: &HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    let _admission = service.admit_upload()?;
+    let admission = service.admit_upload()?;
     let expected = content_digest(headers)?;
     let announced = announced_length(headers);
     let mut incoming = service.begin_upload(announced)?;
-    receive(service, body, &mut incoming).await?;
+    receive(service, body, &mut incoming, admission.deadline).await?;
     let (info, new) = service.upload(name, version, expected, incoming).await?;
     let status = if new {
         StatusCode::CREATED
@@ -111,8 +117,13 @@ async fn store(
 }
 
 // Chunk by chunk into the model file: the body is never held as a whole.
-async fn receive(service: &Service, body: Body, incoming: &mut Incoming) -> Result<()> {
-    let mut chunks = Chunks::new(body, service.limits().idle());
+async fn receive(
+    service: &Service,
+    body: Body,
+    incoming: &mut Incoming,
+    deadline: Instant,
+) -> Result<()> {
+    let mut chunks = Chunks::new(body, service.limits().idle(), deadline);
     while let Some(chunk) = chunks.next().await? {
         incoming.write(&chunk)?;
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -13,6 +13,7 @@ use blindai_core::{Code, Error, Result};
 
 use super::ApiError;
 use super::body::{Parts, collect};
+use super::params::Params;
 use crate::service::Service;
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -45,21 +46,21 @@ async fn server() -> Json<ServerMetadata> {
 
 async fn model(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
 ) -> Answer<Json<ModelMetadata>> {
     metadata(&service, &name, None)
 }
 
 async fn model_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<ModelMetadata>> {
     metadata(&service, &name, Some(&version))
 }
 
 async fn ready(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
 ) -> Answer<StatusCode> {
     service.describe(&name, None)?;
     Ok(StatusCode::OK)
@@ -67,7 +68,7 @@ async fn ready(
 
 async fn ready_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
 ) -> Answer<StatusCode> {
     service.describe(&name, Some(&version))?;
     Ok(StatusCode::OK)
@@ -75,7 +76,7 @@ async fn ready_version(
 
 async fn infer(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Params(name): Params<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
@@ -84,7 +85,7 @@ async fn infer(
 
 async fn infer_version(
     State(service): State<Arc<Service>>,
-    Path((name, version)): Path<(String, String)>,
+    Params((name, version)): Params<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
@@ -92,6 +93,7 @@ async fn infer_version(
 }
 
 fn metadata(service: &Service, name: &str, version: Option<&str>) -> Answer<Json<ModelMetadata>> {
+    let _admission = service.admit()?;
     let (info, versions) = service.describe(name, version)?;
     Ok(Json(ModelMetadata::new(&info, versions)))
 }
@@ -105,8 +107,10 @@ async fn run(
 ) -> Result<Response> {
     let admission = service.admit()?;
     let header_length = header_length(headers)?;
-    let (body, _reservation) = collect(service, headers, body).await?;
-    let request = oip::decode_request(body, header_length)?;
+    let (body, mut held) = collect(service, headers, body, admission.deadline).await?;
+    let request = busy(header_length.unwrap_or(body.len()), || {
+        oip::decode_request(body, header_length)
+    })?;
     let (format, wanted) = (request.format, request.outputs.clone());
     let response = service
         .infer(name, version, request, admission.deadline)
@@ -115,8 +119,25 @@ async fn run(
         let output = wanted.iter().find(|output| output.name == name);
         output.and_then(|output| output.format).unwrap_or(format)
     };
-    write(&oip::encode_response(&response, format_of)?)
+    let bytes = response
+        .outputs
+        .iter()
+        .map(|output| output.tensor.data().len());
+    let bytes: usize = bytes.sum();
+    let encoded = busy(bytes, || oip::encode_response(&response, format_of))?;
+    service.grow_held(&mut held, encoded.len() as u64)?;
+    write(encoded, (admission, held))
 }
+
+/// Runs work on so many bytes; much of it not on the threads that serve connections.
+fn busy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes > BUSY_BYTES {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
+const BUSY_BYTES: usize = 1 << 20;
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
     let Some(value) = headers.get(HEADER_LENGTH) else {
@@ -131,12 +152,13 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
     })
 }
 
-fn write(encoded: &oip::Encoded) -> Result<Response> {
-    let length = encoded.len();
-    let mut response = Response::new(Parts::body(encoded.parts.clone()));
+/// The answer holds what the request held until the caller has read it.
+fn write(encoded: oip::Encoded, held: impl Send + Unpin + 'static) -> Result<Response> {
+    let (length, header_length) = (encoded.len(), encoded.header_length);
+    let mut response = Response::new(Parts::body(encoded.parts, held));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    let content_type = match encoded.header_length {
+    let content_type = match header_length {
         Some(header_length) => {
             let name = HeaderName::from_static(HEADER_LENGTH);
             headers.insert(name, HeaderValue::from(header_length));

@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use blindai_core::api::REQUEST_ID;
@@ -15,7 +15,7 @@ const ID_BYTES: usize = 64;
 pub async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
-    let method = request.method().clone();
+    let method = method(&request);
     let path = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
@@ -28,19 +28,31 @@ pub async fn observe(request: Request, next: Next) -> Response {
             .insert(HeaderName::from_static(REQUEST_ID), value);
     }
     let code = error.as_ref().map_or("", |error| error.code().as_str());
-    tracing::info!(
-        %method,
-        route = path.as_ref().map_or("-", MatchedPath::as_str),
-        status = response.status().as_u16(),
-        code,
-        us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        id,
-    );
+    let status = response.status().as_u16();
+    let route = path.as_ref().map_or("-", MatchedPath::as_str);
+    let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    if error.is_some() {
+        tracing::info!(method, route, status, code, us, id, "refused");
+    } else {
+        tracing::debug!(method, route, status, us, id, "answered");
+    }
     if let Some(error) = error.filter(|error| error.code() == Code::Internal) {
         // Facts of our own faults speak of devices and files, never of a caller's data.
         tracing::error!(id, fact = error.fact(), "internal error");
     }
     response
+}
+
+// A method may be any word that a caller makes up.
+fn method(request: &Request) -> &'static str {
+    match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 fn request_id(request: &Request) -> String {
