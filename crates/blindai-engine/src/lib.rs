@@ -37,6 +37,7 @@
 mod engine;
 mod memory;
 mod model_file;
+mod names;
 mod nowhere;
 mod options;
 mod process;

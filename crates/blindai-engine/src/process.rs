@@ -20,6 +20,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
 use crate::memory::Region;
+use crate::names::{check_names, printable};
 use crate::nowhere::Nowhere;
 use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
 use crate::{EngineOptions, ModelFile};
@@ -202,7 +203,9 @@ impl Worker {
         }
         let json = self.outputs.read(0, bytes as usize).map_err(no_worker)?;
         self.outputs.wipe().map_err(no_worker)?;
-        serde_json::from_slice(&json).map_err(|_| invalid())
+        let signature = serde_json::from_slice(&json).map_err(|_| invalid())?;
+        check_names(&signature)?;
+        Ok(signature)
     }
 }
 
@@ -323,17 +326,19 @@ fn encode(message: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a worker says of a model. Only codes that a worker may use; the text only as printable
-/// characters, and not many of them.
+/// What a worker says of a model. Only codes that a worker may use; the text, which goes to the
+/// model's owner, only as printable characters, and not many of them. Any other code is a failure of
+/// the server, whose text its operator reads: none of the worker's goes there.
 fn refusal(code: &str, fact: &str) -> Error {
-    let code = Code::parse(code).filter(|code| WORKER_CODES.contains(code));
-    let printable = |c: &char| !c.is_control();
+    let Some(code) = Code::parse(code).filter(|code| WORKER_CODES.contains(code)) else {
+        return Error::new(Code::Internal, "the worker could not be set up");
+    };
     let fact: String = fact
         .chars()
-        .filter(printable)
+        .filter(|c| printable(*c))
         .take(FACT_CHARACTERS)
         .collect();
-    Error::new(code.unwrap_or(Code::Internal), fact)
+    Error::new(code, fact)
 }
 
 const FACT_CHARACTERS: usize = 500;
@@ -359,5 +364,26 @@ fn no_worker(error: io::Error) -> Error {
 impl From<Errno> for Lost {
     fn from(_: Errno) -> Self {
         Lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_chooses_its_words_only_to_the_owner_of_the_model() {
+        let long = "\u{1b}[2J\u{202e}\n".to_owned() + &"x".repeat(1000);
+        let error = refusal("model-invalid", &long);
+        assert_eq!(error.code(), Code::ModelInvalid);
+        assert_eq!(
+            error.fact(),
+            "[2J".to_owned() + &"x".repeat(FACT_CHARACTERS - 3)
+        );
+        for code in ["internal", "worker-crashed", "forbidden", "", &long] {
+            let error = refusal(code, &long);
+            assert_eq!(error.code(), Code::Internal);
+            assert_eq!(error.fact(), "the worker could not be set up");
+        }
     }
 }

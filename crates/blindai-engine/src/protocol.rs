@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The longest message, either way.
 pub(crate) const MESSAGE_BYTES: usize = 128 * 1024;
 /// The longest signature, as JSON.
-pub(crate) const SIGNATURE_BYTES: u64 = 4 << 20;
+pub(crate) const SIGNATURE_BYTES: u64 = 256 * 1024;
 /// Descriptors in the packet of [`Setup`].
 pub(crate) const SETUP_DESCRIPTORS: usize = 5;
 /// Where tensors may start: what the widest vector instructions want.

@@ -55,11 +55,12 @@ fn serve() -> io::Result<()> {
     let outputs = File::from(outputs);
     confine::limit_files(outputs.metadata()?.len())?;
     let loaded = load(library, model, &setup);
+    let loaded = loaded.and_then(|model| {
+        let signature_bytes = write_signature(&model, &outputs)?;
+        Ok((model, signature_bytes))
+    });
     let (mut model, reply) = match loaded {
-        Ok(model) => {
-            let signature_bytes = write_signature(&model, &outputs)?;
-            (Some(model), Loaded::Yes { signature_bytes })
-        }
+        Ok((model, signature_bytes)) => (Some(model), Loaded::Yes { signature_bytes }),
         Err(error) => {
             let (code, fact) = (error.code().as_str().into(), error.fact().into());
             (None, Loaded::No { code, fact })
@@ -218,12 +219,13 @@ fn send(control: &OwnedFd, message: &impl Serialize) -> io::Result<()> {
     Ok(())
 }
 
-fn write_signature(model: &Model, outputs: &File) -> io::Result<u64> {
-    let json = serde_json::to_vec(model.signature())?;
+fn write_signature(model: &Model, outputs: &File) -> Result<u64> {
+    let json = serde_json::to_vec(model.signature()).map_err(|error| system(error.into()))?;
     if json.len() as u64 > SIGNATURE_BYTES {
-        return Err(io::ErrorKind::InvalidData.into());
+        let fact = format!("the inputs and outputs take over {SIGNATURE_BYTES} bytes to describe");
+        return Err(Error::new(Code::ModelUnsupported, fact));
     }
-    outputs.write_all_at(&json, 0)?;
+    outputs.write_all_at(&json, 0).map_err(system)?;
     Ok(json.len() as u64)
 }
 

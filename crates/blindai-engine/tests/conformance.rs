@@ -205,6 +205,46 @@ async fn files_that_are_no_models_are_refused_and_say_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn names_for_people_are_short_and_few_and_leave_terminals_alone() {
+    let engine = Engine::new(options()).unwrap();
+    let load = async |names: &[String]| engine.load(model_file(&with_inputs(names))).await;
+    let model = load(&["größe".into(), "n".repeat(512)]).await.unwrap();
+    assert_eq!(model.signature().inputs.len(), 3);
+    let many: Vec<_> = (0..600).map(|i| format!("{i:0500}")).collect();
+    let cases = [
+        (
+            &["\u{1b}[2J".to_owned()][..],
+            "\"\\u{1b}[2J\", holds control",
+        ),
+        (&["n".repeat(513)], "longer than 512 bytes"),
+        (&many, "over 262144 bytes"),
+    ];
+    for (names, words) in cases {
+        let error = load(names).await.unwrap_err();
+        assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
+        assert!(error.fact().contains(words), "{error}");
+    }
+}
+
+/// The identity with more inputs: a second graph, as protobuf has it, is added to the first.
+fn with_inputs(names: &[String]) -> Vec<u8> {
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut field = vec![number << 3 | 2];
+        let mut length = content.len();
+        while length > 0x7f {
+            field.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        field.push(length as u8);
+        [&field, content].concat()
+    }
+    let float = field(1, &[8, 1]);
+    let input = |name: &String| field(11, &[field(1, name.as_bytes()), field(2, &float)].concat());
+    let graph: Vec<u8> = names.iter().flat_map(input).collect();
+    [model_bytes("identity_FP32"), field(7, &graph)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_never_takes_the_engine_down() {
     let engine = Engine::new(options()).unwrap();
     let whole = model_bytes("two_by_two");
