@@ -67,7 +67,10 @@ class Server:
         """Start it, with `--simulation --config blindai.toml` unless told otherwise."""
         command = [str(binary()), "serve", *(arguments or self.arguments)]
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+            # A process group of its own, so that a signal to all of it spares the tests.
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
         return self
 
     def wait_until_ready(self) -> None:

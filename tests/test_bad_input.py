@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ LIMITS = {
     "model_memory_bytes": 1024 * MIB,
     "total_memory_bytes": 8192 * MIB,
     "request_seconds": 4,
+    "upload_seconds": 4,
     "load_seconds": 10,
     "idle_seconds": 2,
     "concurrent_uploads": 4,
@@ -327,6 +330,29 @@ def test_a_client_that_falls_silent_in_an_upload(server: Server, client: blindai
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400")
     assert can_upload(client)
+
+
+@pytest.mark.parametrize("target", ["PUT /v1/models/trickle", "POST /v2/models/bystander/infer"])
+def test_a_client_that_sends_a_byte_now_and_then(
+    server: Server, client: blindai.Client, target: str
+):
+    seconds = max(LIMITS["upload_seconds"], LIMITS["request_seconds"])
+    with tls_socket(server.port) as connection:
+        connection.settimeout(LIMITS["idle_seconds"] / 2)
+        connection.sendall(f"{target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
+        answer = trickle(connection, 5 * seconds)
+    assert answer.startswith(b"HTTP/1.1 504")
+    assert b'"deadline-exceeded"' in answer
+    assert can_upload(client)
+
+
+def trickle(connection: socket.socket, count: int) -> bytes:
+    """Send so many bytes, one per timeout of the connection, until an answer comes."""
+    for _ in range(count):
+        connection.sendall(b" ")
+        with contextlib.suppress(TimeoutError):
+            return connection.recv(65536)
+    raise AssertionError(f"no answer after {count} bytes")
 
 
 def can_upload(client: blindai.Client) -> bool:

@@ -257,3 +257,8 @@ def test_evidence_for_a_nonce(server: Server):
             assert bytes.fromhex("ab" * 32) in base64.b64decode(answer.json["claims"])
             for query in ("nonce=short", "nonse=1", f"nonce={'xy' * 32}"):
                 assert_error(http.get(f"/v1/attestation?{query}"), 400, "invalid-request")
+
+
+@pytest.mark.parametrize("path", ["/v1/models/%ff", "/v2/models/%ff", "/v2/models/a/versions/%ff"])
+def test_a_path_that_is_not_text(http: Http, path: str):
+    assert_error(http.get(path), 400, "invalid-request")
