@@ -197,7 +197,7 @@ impl Shared {
                 slot.failure = Some(Error::new(Code::Internal, fact));
             }
             Err(error) => {
-                tracing::warn!(model = %self.file.digest(), code = error.code().as_str(), "worker not restarted");
+                tracing::warn!(code = error.code().as_str(), "worker not restarted");
                 slot.failure = Some(error);
             }
         }

@@ -5,8 +5,11 @@ mod support;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blindai_core::Code;
@@ -53,7 +56,7 @@ async fn a_worker_has_no_environment_and_no_descriptors_but_its_own() {
     drop(stray);
 }
 
-fn kind(descriptor: &std::path::Path) -> String {
+fn kind(descriptor: &Path) -> String {
     let target = fs::read_link(descriptor)
         .unwrap()
         .to_string_lossy()
@@ -186,6 +189,46 @@ async fn a_dropped_model_leaves_no_process() {
     );
     drop(model);
     wait_until(|| !fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_does_not_say_which_model_lost_its_worker() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .init();
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker-to-be-removed");
+    let _ = fs::remove_file(&program);
+    let mut options = options();
+    symlink(&options.worker.program, &program).unwrap();
+    options.worker.program = program.clone();
+    let file = model_file(&model_bytes("identity_FP32"));
+    let model = Engine::new(options).unwrap().load(file.clone()).await;
+    let model = model.unwrap();
+    fs::remove_file(&program).unwrap();
+    kill(model.worker_pid());
+    let inputs = vec![f32s("x", &[1], &[1.0])];
+    let error = run(&model, inputs).await.unwrap_err();
+    assert_eq!(error.code(), Code::Internal, "{error}");
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("worker not restarted"), "{log}");
+    let digest = file.digest().to_string();
+    let (_, hex) = digest.split_once(':').unwrap();
+    assert!(!log.contains(&hex[..16]), "{log}");
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
