@@ -13,13 +13,16 @@
 //! The parent never maps shared memory: it copies with `pread` and `pwrite`, so a hostile worker can
 //! neither change bytes under its feet nor take the memory away (SIGBUS). Everything that comes back
 //! is checked before it is used. The worker gets the library and the model as sealed memory files
-//! whose digests the parent knows, and has no environment, no other descriptors and a memory limit.
+//! whose digests the parent knows, and has no environment, no other descriptors, no capabilities, a
+//! removed folder to stand in and a memory limit. It is deaf to the signals that stop a server, which
+//! drains first, and when it ends its process group ends with it.
 //!
 //! A crash, a hang or an exhausted limit costs one request; a new worker answers the next.
 //!
-//! *Not* protected here: the worker may still make any system call (a filter comes on top), and two
-//! callers of one model share its worker: a crafted input that takes the worker over sees the
-//! inputs that follow, until it is restarted.
+//! *Not* protected here: the worker may still make any system call, such as opening a file by its
+//! whole path or starting a process that leaves the group (a filter comes on top), and two callers
+//! of one model share its worker: a crafted input that takes the worker over sees the inputs that
+//! follow, until it is restarted.
 //!
 //! ```no_run
 //! # async fn example() -> blindai_core::Result<()> {

@@ -15,9 +15,9 @@ pub struct EngineOptions {
     pub worker: WorkerCommand,
     /// Threads that compute one request, the calling one included. Default: the available cores.
     pub threads: usize,
-    /// Memory that a worker may allocate for weights and activations together. Default: 4 GiB.
+    /// Memory that a worker may allocate for weights and activations together. Default: 8 GiB.
     pub memory_bytes: u64,
-    /// Inputs of one request. Default: 256 MiB.
+    /// Inputs of one request. Default: 64 MiB.
     pub input_bytes: u64,
     /// Outputs of one request. Default: 256 MiB.
     pub output_bytes: u64,
@@ -25,15 +25,12 @@ pub struct EngineOptions {
     pub load_timeout: Duration,
     /// How long a worker may take to heed a cancellation before it is killed. Default: 500 ms.
     pub grace: Duration,
-    /// Requests that may wait for a model while one runs. Default: 64.
+    /// Requests that may wait for a model while one runs. Default: 128.
     pub queue: usize,
     /// Whether idle compute threads spin before they sleep. Default: true. Alone on the machine,
     /// sleeping costs a request a fifth of its time; where models share cores, spinning takes up to
     /// 40 % from the others and should be off.
     pub spinning: bool,
-    /// Whether ONNX Runtime keeps freed memory in an arena and plans it by pattern. Default: false.
-    /// With inputs of many lengths the arena took a third more memory and gained under 3 %.
-    pub arena: bool,
 }
 
 impl EngineOptions {
@@ -43,14 +40,13 @@ impl EngineOptions {
             onnxruntime: onnxruntime.into(),
             worker: WorkerCommand::default(),
             threads: available_parallelism().map_or(1, usize::from),
-            memory_bytes: 4 << 30,
-            input_bytes: 256 << 20,
+            memory_bytes: 8 << 30,
+            input_bytes: 64 << 20,
             output_bytes: 256 << 20,
             load_timeout: Duration::from_secs(120),
             grace: Duration::from_millis(500),
-            queue: 64,
+            queue: 128,
             spinning: true,
-            arena: false,
         }
     }
 }
@@ -70,5 +66,34 @@ impl Default for WorkerCommand {
             program: "/proc/self/exe".into(),
             arguments: vec![WORKER_ARGUMENT.into()],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let documented = include_str!("../../../docs/configuration.md");
+        let default = |key: &str| {
+            let row = format!("| `{key}` | ");
+            let row = documented.lines().find_map(|line| line.strip_prefix(&row));
+            let cell = row.and_then(|row| row.split(" |").next()).unwrap();
+            let (number, unit) = cell.split_once(' ').unwrap_or((cell, ""));
+            let shift = match unit {
+                "GiB" => 30,
+                "MiB" => 20,
+                _ => 0,
+            };
+            number.parse::<u64>().unwrap() << shift
+        };
+        let options = EngineOptions::new("");
+        assert_eq!(options.memory_bytes, default("limits.model_memory_bytes"));
+        assert_eq!(options.input_bytes, default("limits.body_bytes"));
+        assert_eq!(options.output_bytes, default("limits.output_bytes"));
+        assert_eq!(options.queue as u64, default("limits.queue"));
+        let load_seconds = default("limits.load_seconds");
+        assert_eq!(options.load_timeout, Duration::from_secs(load_seconds));
     }
 }

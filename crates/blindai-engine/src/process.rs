@@ -165,7 +165,6 @@ impl Worker {
         let setup = encode(&Setup {
             threads: options.threads,
             spinning: options.spinning,
-            arena: options.arena,
             memory_bytes: options.memory_bytes,
             output_bytes: options.output_bytes,
         })?;

@@ -22,7 +22,6 @@ pub(crate) const ALIGNMENT: u64 = 64;
 pub(crate) struct Setup {
     pub threads: usize,
     pub spinning: bool,
-    pub arena: bool,
     pub memory_bytes: u64,
     pub output_bytes: u64,
 }
