@@ -4,8 +4,8 @@
 
 Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
 one run, because machines are noisy: blocks of calls in a row, each after a warm-up; a ratio is the
-median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing and ours is
-the price of the whole path; read its milliseconds, not its ratio.
+median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing and
+ours is the price of the whole path; read its milliseconds, not its ratio.
 """
 
 from __future__ import annotations

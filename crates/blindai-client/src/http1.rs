@@ -14,7 +14,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -242,9 +242,16 @@ impl Body for Outgoing {
 /// A server that refuses a long body answers and closes while the body is still being written. The
 /// write then fails, although the answer lies in our receive buffer. The reader meets the answer,
 /// and after it the end or the reset of the connection: no failure goes unseen.
-pub(crate) struct AnswerOutlivesReset(pub TcpStream);
+pub(crate) struct AnswerOutlivesReset(BufReader<TcpStream>);
+
+/// Bytes read from the connection at a time; rustls alone would ask for 4 KiB each.
+const READ_BYTES: usize = 32 * 1024;
 
 impl AnswerOutlivesReset {
+    pub fn new(socket: TcpStream) -> Self {
+        Self(BufReader::with_capacity(READ_BYTES, socket))
+    }
+
     fn forgive(written: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset};
         match written {

@@ -120,7 +120,7 @@ impl Dialer {
         let socket = socket.map_err(refused)?;
         // Requests are written whole: waiting for more to send only adds latency.
         socket.set_nodelay(true).map_err(refused)?;
-        let socket = AnswerOutlivesReset(socket);
+        let socket = AnswerOutlivesReset::new(socket);
         let stream = self.tls.connect(self.address.server_name(), socket).await;
         let stream = stream.map_err(handshake_error)?;
         let certificate = peer_evidence(&stream)?;
