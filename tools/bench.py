@@ -4,8 +4,9 @@
 
 Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
 one run, because machines are noisy: blocks of calls in a row, each after a warm-up; a ratio is the
-median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing and
-ours is the price of the whole path; read its milliseconds, not its ratio.
+median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing
+and ours is the price of the whole path; read its milliseconds, not its ratio. The table shows the
+target of each row; a busy machine misses some.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ MIB = 1 << 20
 BLOCKS = 9
 # ONNX Runtime's idle threads spin for some tens of milliseconds and would be in the other's way.
 SPIN_SECONDS = 0.2
+
+# By the start of a row's name: what it is judged by, and the most that it may be.
+TARGETS = {
+    "wav2vec2": ("ratio", 1.03),
+    "resnet50": ("ratio", 1.05),
+    "mobilenet": ("ratio", 1.10),
+    "identity": ("ours_ms", 0.3),
+    "connect": ("ours_ms", 10),
+    "server during upload": ("mib", 64),
+}
 
 Inputs = dict[str, np.ndarray]
 
@@ -95,7 +106,7 @@ def bench_connect(address: str) -> dict:
         blindai.connect(address, simulation=True).close()
 
     times = sorted(milliseconds(connect) for _ in range(60))[5:-5]
-    return row("connect with full verification", statistics.median(times), None, None)
+    return row("connect with full verification", statistics.median(times))
 
 
 def bench_upload(address: str, pid: int) -> list[dict]:
@@ -121,8 +132,9 @@ def bench_upload(address: str, pid: int) -> list[dict]:
     grown = (peak[0] - idle) / MIB
     return [
         row("upload 378 MB and load", ours, baseline, ours / baseline),
-        {"name": "server memory during upload, MiB above idle", "mib": round(grown, 1)},
-        {"name": "server memory idle, MiB", "mib": round(idle / MIB, 1)},
+        # Resident memory. The model itself stands in a memory file beside it, for restarts.
+        row("server during upload, above idle", mib=grown),
+        row("server idle", mib=idle / MIB),
     ]
 
 
@@ -180,28 +192,27 @@ def write_identity(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(folder: Path) -> tuple[subprocess.Popen[str], str]:
     config = folder / "blindai.toml"
     config.write_text(
-        '[listen]\nattested = "127.0.0.1:50951"\npublic = "127.0.0.1:50952"\n'
+        '[listen]\nattested = "127.0.0.1:0"\npublic = "127.0.0.1:0"\n'
         f"[engine]\nthreads = {THREADS}\n"
     )
     program = ROOT / "target/release/blindai"
-    log = (folder / "server.log").open("wb")
     server = subprocess.Popen(
-        [program, "serve", "--simulation", "--config", config], cwd=folder, stderr=log
+        [program, "serve", "--simulation", "--config", config],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    address = "127.0.0.1:50951"
-    for _ in range(500):
-        try:
-            blindai.connect(address, simulation=True).close()
-        except blindai.ConnectionError:
-            if server.poll() is not None:
-                break
-            time.sleep(0.02)
-        else:
+    address = None
+    for line in server.stderr:
+        address = line.split()[2] if "attested port" in line else address
+        if line.rstrip().endswith("ready") and address:
+            # Nobody reads on: after this line the server logs refusals only, and here are none.
             return server, address
-    sys.exit("bench: the server did not start: " + (folder / "server.log").read_text())
+        print(line, end="", file=sys.stderr)
+    sys.exit("bench: the server did not start")
 
 
 def resident(pid: int) -> int:
@@ -215,27 +226,33 @@ def milliseconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def row(name: str, ours: float, baseline: float | None, ratio: float | None) -> dict:
-    return {
-        "name": name,
-        "ours_ms": round(ours, 4),
-        "baseline_ms": None if baseline is None else round(baseline, 4),
-        "ratio": None if ratio is None else round(ratio, 4),
-    }
+def row(
+    name: str,
+    ours: float | None = None,
+    baseline: float | None = None,
+    ratio: float | None = None,
+    mib: float | None = None,
+) -> dict:
+    values = {"ours_ms": ours, "baseline_ms": baseline, "ratio": ratio, "mib": mib}
+    rounded = {key: None if v is None else round(v, 4) for key, v in values.items()}
+    return {"name": name, **rounded}
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f"{'':<46}{'ours':>12}{'in process':>14}{'ratio':>9}")
+    print(f"{'':<34}{'ours':>13}{'in process':>13}{'ratio':>8}   target")
     for entry in rows:
-        if "mib" in entry:
-            print(f"{entry['name']:<46}{entry['mib']:>8.1f} MiB")
-            continue
-        baseline, ratio = entry["baseline_ms"], entry["ratio"]
-        print(
-            f"{entry['name']:<46}{entry['ours_ms']:>9.3f} ms"
-            + (f"{baseline:>11.3f} ms" if baseline is not None else " " * 14)
-            + (f"{ratio:>9.3f}" if ratio is not None else "")
-        )
+        size = entry["mib"]
+        ours = f"{size:.1f} MiB" if size is not None else f"{entry['ours_ms']:.3f} ms"
+        baseline = "" if entry["baseline_ms"] is None else f"{entry['baseline_ms']:.3f} ms"
+        ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.3f}"
+        print(f"{entry['name']:<34}{ours:>13}{baseline:>13}{ratio:>8}   {verdict(entry)}")
+
+
+def verdict(entry: dict) -> str:
+    for start, (key, target) in TARGETS.items():
+        if entry["name"].startswith(start):
+            return f"{key} ≤ {target}{'' if entry[key] <= target else '  MISSED'}"
+    return ""
 
 
 if __name__ == "__main__":
