@@ -99,6 +99,9 @@ fn session(environment: &Environment, model: &[u8], setup: &Setup) -> ort::Resul
         .with_inter_threads(1)?
         .with_intra_threads(setup.threads)?
         .with_intra_op_spinning(setup.spinning)?
+        // Within a run only: threads that went on spinning would keep a core from whoever reads
+        // and writes the requests, and cost a small model a third of its time.
+        .with_config_entry("session.force_spinning_stop", "1")?
         .with_memory_pattern(false)?
         // Or else bytes that look like its own format would be read as that, unchecked by us.
         .with_config_entry("session.load_model_format", "ONNX")?;
