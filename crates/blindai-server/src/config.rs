@@ -69,7 +69,7 @@ pub struct EngineConfig {
     pub onnxruntime: Option<PathBuf>,
     /// Threads per worker for one operator. Default 0: one per core.
     pub threads: usize,
-    /// Whether idle threads spin before they sleep: a fifth faster alone on the machine, slower
+    /// Whether threads spin while they wait within a run: a fifth faster alone on the machine, slower
     /// where models share cores. Default true.
     pub spinning: bool,
 }
