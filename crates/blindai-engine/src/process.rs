@@ -7,13 +7,11 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use blindai_core::{Code, Error, Result, Signature};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::process::{Pid, Signal};
 use serde::Serialize;
@@ -26,11 +24,6 @@ use crate::names::{check_names, printable};
 use crate::nowhere::Nowhere;
 use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
 use crate::{EngineOptions, ModelFile};
-
-/// A model that answered within this time is expected to do so again.
-const QUICK: Duration = Duration::from_micros(250);
-/// How long such an answer is looked for before its reader goes to sleep.
-const POLL: Duration = Duration::from_micros(150);
 
 /// The worker is gone, or no longer speaks the protocol.
 pub(crate) struct Lost;
@@ -46,9 +39,6 @@ pub(crate) struct Worker {
     pub(crate) outputs: Region,
     requests: u64,
     in_flight: Option<u64>,
-    sent_at: Instant,
-    /// How long the last answer took.
-    took: Duration,
 }
 
 impl Worker {
@@ -99,17 +89,12 @@ impl Worker {
             return Ok(Err(Lost));
         }
         self.in_flight = Some(run.id);
-        self.sent_at = Instant::now();
         Ok(Ok(()))
     }
 
     /// Waits for the answer to the request that was sent last.
     pub(crate) async fn answer(&mut self) -> Result<Ran, Lost> {
-        let ran: Ran = match self.poll_briefly() {
-            Some(length) => self.decode(length)?,
-            None => self.receive().await?,
-        };
-        self.took = self.sent_at.elapsed();
+        let ran: Ran = self.receive().await?;
         if Some(ran.id) != self.in_flight {
             return Err(Lost);
         }
@@ -166,8 +151,6 @@ impl Worker {
             outputs,
             requests: 0,
             in_flight: None,
-            sent_at: Instant::now(),
-            took: Duration::MAX,
         };
         Ok((worker, cancel_of_worker))
     }
@@ -203,28 +186,7 @@ impl Worker {
 
     async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Lost> {
         let length = self.control.recv(&mut self.message).await;
-        self.decode(length.map_err(|_| Lost)?)
-    }
-
-    /// Looks for the answer of a small model without going to sleep: to be woken would cost more
-    /// than the model itself.
-    fn poll_briefly(&mut self) -> Option<usize> {
-        if self.took > QUICK {
-            return None;
-        }
-        while self.sent_at.elapsed() < POLL {
-            let flags = RecvFlags::DONTWAIT;
-            if let Ok((length, _)) =
-                rustix::net::recv(&self.control, self.message.as_mut_slice(), flags)
-            {
-                return Some(length);
-            }
-            std::hint::spin_loop();
-        }
-        None
-    }
-
-    fn decode<T: DeserializeOwned>(&self, length: usize) -> Result<T, Lost> {
+        let length = length.map_err(|_| Lost)?;
         // A full buffer may be the start of something longer. Nothing at all is the end.
         let message = self
             .message
