@@ -150,7 +150,7 @@ impl Service {
             Claim::Held(model) => return Ok((model.info.clone(), false)),
             Claim::Reserved(place) => place,
         };
-        let (digest, size_bytes) = (file.digest(), file.size_bytes());
+        let size_bytes = file.size_bytes();
         let mut memory = incoming.memory;
         // The weights at least will stand in the worker's memory too; the rest is seen afterwards.
         if !memory.grow(size_bytes) {
@@ -172,7 +172,7 @@ impl Service {
         Ok((info, true))
     }
 
-    /// Runs a model.
+    /// Runs a model. The inputs are taken out of the request; what it says of the answer stays.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`], the input codes, and what the engine says of the run.
@@ -180,15 +180,16 @@ impl Service {
         &self,
         name: &str,
         version: Option<&str>,
-        request: InferRequest,
+        request: &mut InferRequest,
         deadline: Instant,
     ) -> Result<InferResponse> {
         let model = self.registry.find(name, version)?;
         let wanted = request.output_names();
         let left = deadline.saturating_duration_since(Instant::now());
-        let outputs = model.loaded.run(request.inputs, &wanted, left).await?;
+        let inputs = std::mem::take(&mut request.inputs);
+        let outputs = model.loaded.run(inputs, &wanted, left).await?;
         Ok(InferResponse {
-            id: request.id,
+            id: request.id.clone(),
             model_name: model.info.name.to_string(),
             model_version: Some(model.info.version.to_string()),
             outputs,

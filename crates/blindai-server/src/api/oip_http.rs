@@ -108,22 +108,18 @@ async fn run(
     let admission = service.admit()?;
     let header_length = header_length(headers)?;
     let (body, mut held) = collect(service, headers, body, admission.deadline).await?;
-    let request = busy(header_length.unwrap_or(body.len()), || {
+    let mut request = busy(header_length.unwrap_or(body.len()), || {
         oip::decode_request(body, header_length)
     })?;
-    let (format, wanted) = (request.format, request.outputs.clone());
     let response = service
-        .infer(name, version, request, admission.deadline)
+        .infer(name, version, &mut request, admission.deadline)
         .await?;
-    let format_of = |name: &str| {
-        let output = wanted.iter().find(|output| output.name == name);
-        output.and_then(|output| output.format).unwrap_or(format)
-    };
     let bytes = response
         .outputs
         .iter()
         .map(|output| output.tensor.data().len());
     let bytes: usize = bytes.sum();
+    let format_of = |output: &str| request.format_of(output);
     let encoded = busy(bytes, || oip::encode_response(&response, format_of))?;
     service.grow_held(&mut held, encoded.len() as u64)?;
     write(encoded, (admission, held))
