@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blindai_client::blocking::awake;
 use pyo3::prelude::*;
 use pyo3_async_runtimes::tokio::future_into_py;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -199,7 +200,7 @@ impl Events {
     ) -> PyResult<T> {
         match &self.0 {
             Some(runtime) if Handle::try_current().is_err() => {
-                py.detach(|| runtime.block_on(interruptible(work)))
+                py.detach(|| runtime.block_on(awake(interruptible(work))))
             }
             _ => Err(inside_runtime()),
         }

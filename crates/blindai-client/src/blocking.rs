@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blindai_core::oip::{InferRequest, InferResponse};
 use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
@@ -143,7 +144,7 @@ impl Events {
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
         match &self.0 {
-            Some(runtime) if Handle::try_current().is_err() => runtime.block_on(work),
+            Some(runtime) if Handle::try_current().is_err() => runtime.block_on(awake(work)),
             _ => Err(ClientError::inside_runtime()),
         }
     }
@@ -157,3 +158,27 @@ impl Drop for Events {
         }
     }
 }
+
+/// Keeps the thread awake for a moment while it waits, because an answer that comes soon is then met
+/// sooner than a sleeping thread wakes up: some 80 µs of the 380 of a tiny model on the same machine.
+///
+/// For an event loop that runs on the waiting thread and on no other.
+pub async fn awake<T>(work: impl Future<Output = T>) -> T {
+    let vigil = async {
+        let start = Instant::now();
+        while start.elapsed() < VIGIL {
+            // The server may be on this machine and need this core.
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        done = work => done,
+        never = vigil => never,
+    }
+}
+
+/// What a tiny model takes to answer over loopback. Longer work is not worth the core.
+const VIGIL: Duration = Duration::from_micros(300);
