@@ -1,12 +1,24 @@
 use std::fmt;
 
 use ciborium::Value;
+use der::asn1::OctetStringRef;
+use der::{Decode as _, Encode as _};
 use serde::{Deserialize, Serialize};
 
 use crate::claims::{from_cbor, to_cbor};
 
-/// The certificate extension that carries evidence (TCG DICE, CCC interoperable RA-TLS).
+/// The certificate extension that carries evidence of SGX and TDX (TCG DICE, CCC interoperable
+/// RA-TLS).
 pub const RA_TLS_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
+/// The certificate extension that carries evidence of SEV-SNP: id-pe-cmw (RATS conceptual message
+/// wrapper).
+pub const CMW_OID: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 35];
+/// What the wrapper says is in it: a CBOR array `[report, claims]`.
+const CMW_TYPE: &str = "application/vnd.blindai.sev-snp+cbor";
+/// The wrapper's indicator that this is evidence.
+const CMW_EVIDENCE: u64 = 1 << 2;
+/// The length of an attestation report of SEV-SNP.
+const SNP_REPORT_BYTES: usize = 1184;
 /// The CBOR tag of `[quote, claims]` for SGX and TDX.
 const QUOTE_TAG: u64 = 60000;
 /// The largest evidence that is looked at, in bytes. Real quotes are under 16 KiB.
@@ -47,20 +59,43 @@ impl fmt::Display for Tee {
 /// A quote and the claims whose digest it signs, as they came: nothing here is verified.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// The quote, as the hardware gave it.
+    /// The quote (SGX, TDX) or attestation report (SEV-SNP), as the hardware gave it.
     pub quote: Vec<u8>,
     /// The encoded claims map.
     pub claims: Vec<u8>,
 }
 
 impl Evidence {
-    /// The value of the certificate extension [`RA_TLS_OID`]: tag 60000, `[quote, claims]`.
-    pub fn to_extension(&self) -> Vec<u8> {
-        let array = vec![
+    /// Whether bytes have the form of an attestation report of SEV-SNP: its length, and a version
+    /// where a quote of SGX or TDX has version and key type.
+    pub fn is_snp_report(quote: &[u8]) -> bool {
+        let version = quote.first_chunk().map(|four| u32::from_le_bytes(*four));
+        quote.len() == SNP_REPORT_BYTES && version.is_some_and(|version| version <= 0xffff)
+    }
+
+    /// The certificate extension that carries this evidence: its OID and value.
+    ///
+    /// [`RA_TLS_OID`] with tag 60000 `[quote, claims]` for SGX and TDX, [`CMW_OID`] with a CBOR
+    /// record for SEV-SNP.
+    pub fn to_extension(&self) -> (&'static [u64], Vec<u8>) {
+        let pair = Value::Array(vec![
             Value::Bytes(self.quote.clone()),
             Value::Bytes(self.claims.clone()),
-        ];
-        to_cbor(&Value::Tag(QUOTE_TAG, Box::new(Value::Array(array))))
+        ]);
+        if !Self::is_snp_report(&self.quote) {
+            return (RA_TLS_OID, to_cbor(&Value::Tag(QUOTE_TAG, Box::new(pair))));
+        }
+        let record = Value::Array(vec![
+            Value::from(CMW_TYPE),
+            Value::Bytes(to_cbor(&pair)),
+            Value::from(CMW_EVIDENCE),
+        ]);
+        let record = to_cbor(&record);
+        let octets = OctetStringRef::new(&record).and_then(|octets| octets.to_der());
+        (
+            CMW_OID,
+            octets.expect("evidence is shorter than DER can say"),
+        )
     }
 
     /// Reads the value of the certificate extension [`RA_TLS_OID`].
@@ -68,17 +103,43 @@ impl Evidence {
     /// # Errors
     /// When it is too long or has another form.
     pub fn from_extension(value: &[u8]) -> Result<Self, EvidenceError> {
-        if value.len() > EVIDENCE_BYTES {
-            return Err(EvidenceError::TooLong);
-        }
         let malformed = EvidenceError::Malformed("the extension is not tag 60000 [quote, claims]");
-        let Some(Value::Tag(QUOTE_TAG, inner)) = from_cbor(value) else {
-            return Err(malformed);
-        };
-        match inner.into_array().map(<[Value; 2]>::try_from) {
-            Ok(Ok([Value::Bytes(quote), Value::Bytes(claims)])) => Ok(Self { quote, claims }),
+        match read_cbor(value)? {
+            Some(Value::Tag(QUOTE_TAG, pair)) => Self::from_pair(*pair).ok_or(malformed),
             _ => Err(malformed),
         }
+    }
+
+    /// Reads the value of the certificate extension [`CMW_OID`].
+    ///
+    /// # Errors
+    /// When it is too long or has another form.
+    pub fn from_cmw(value: &[u8]) -> Result<Self, EvidenceError> {
+        let read = || {
+            let record = read_cbor(<&OctetStringRef>::from_der(value).ok()?.as_bytes()).ok()??;
+            let record: [Value; 3] = record.into_array().ok()?.try_into().ok()?;
+            let [kind, Value::Bytes(pair), indicator] = record else {
+                return None;
+            };
+            let ours = kind == Value::from(CMW_TYPE) && indicator == Value::from(CMW_EVIDENCE);
+            Self::from_pair(from_cbor(&pair).filter(|_| ours)?)
+        };
+        let malformed = "the extension is not a CMW record of [report, claims] of SEV-SNP";
+        read().ok_or(EvidenceError::Malformed(malformed))
+    }
+
+    fn from_pair(pair: Value) -> Option<Self> {
+        match <[Value; 2]>::try_from(pair.into_array().ok()?) {
+            Ok([Value::Bytes(quote), Value::Bytes(claims)]) => Some(Self { quote, claims }),
+            _ => None,
+        }
+    }
+}
+
+fn read_cbor(value: &[u8]) -> Result<Option<Value>, EvidenceError> {
+    match value.len() > EVIDENCE_BYTES {
+        true => Err(EvidenceError::TooLong),
+        false => Ok(from_cbor(value)),
     }
 }
 
@@ -103,12 +164,12 @@ pub struct EvidenceDocument {
     claims: Vec<u8>,
     /// What the server stapled; a verifier may use its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub collateral: Option<DcapCollateral>,
+    pub collateral: Option<Collateral>,
 }
 
 impl EvidenceDocument {
     /// A document of this evidence.
-    pub fn new(tee: Tee, evidence: Evidence, collateral: Option<DcapCollateral>) -> Self {
+    pub fn new(tee: Tee, evidence: Evidence, collateral: Option<Collateral>) -> Self {
         Self {
             format: FORMAT.to_owned(),
             tee,
@@ -173,6 +234,36 @@ impl fmt::Display for EvidenceError {
 
 impl std::error::Error for EvidenceError {}
 
+/// What it takes beside a quote or report to verify it (RFC 9334: endorsements). As it came: nothing
+/// here is verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "collateral of SGX and TDX, or of SEV-SNP")]
+pub enum Collateral {
+    /// Of SGX and TDX.
+    Dcap(DcapCollateral),
+    /// Of SEV-SNP.
+    Snp(SnpCollateral),
+}
+
+/// What it takes beside a report to verify SEV-SNP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnpCollateral {
+    /// The certificate of the key that signed the report: VCEK (the chip's) or VLEK (the provider's,
+    /// loaded into the chip). PEM.
+    pub signer: String,
+    /// Its issuers: ASK or ASVK, then ARK. PEM. Without it a verifier takes AMD's as it knows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer_chain: Option<String>,
+    /// What the ARK has revoked. DER, written in hexadecimal.
+    #[serde(
+        default,
+        with = "optional_hex",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub crl: Option<Vec<u8>>,
+}
+
 /// What it takes beside a quote to verify SGX and TDX: certificates, revocation lists, and what
 /// Intel says of the platform's patch level.
 ///
@@ -195,6 +286,35 @@ pub struct DcapCollateral {
     pub qe_identity_signature: Vec<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pck_certificate_chain: Option<String>,
+}
+
+impl From<DcapCollateral> for Collateral {
+    fn from(collateral: DcapCollateral) -> Self {
+        Self::Dcap(collateral)
+    }
+}
+
+impl From<SnpCollateral> for Collateral {
+    fn from(collateral: SnpCollateral) -> Self {
+        Self::Snp(collateral)
+    }
+}
+
+mod optional_hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+        match bytes {
+            Some(bytes) => to.serialize_str(&hex::encode(bytes)),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let bytes = text.map(hex::decode).transpose();
+        bytes.map_err(D::Error::custom)
+    }
 }
 
 mod base64_bytes {
@@ -222,20 +342,46 @@ mod tests {
         }
     }
 
+    fn report() -> Evidence {
+        let mut quote = vec![0; SNP_REPORT_BYTES];
+        quote[0] = 3;
+        let claims = vec![2; 100];
+        Evidence { quote, claims }
+    }
+
     #[test]
-    fn the_extension_round_trips_and_refuses_other_forms() {
-        let value = evidence().to_extension();
-        assert_eq!(Evidence::from_extension(&value), Ok(evidence()));
-        for end in 0..value.len() {
-            assert!(Evidence::from_extension(&value[..end]).is_err());
+    fn the_extensions_round_trip_and_refuse_other_forms() {
+        type Read = fn(&[u8]) -> Result<Evidence, EvidenceError>;
+        let read = Evidence::from_extension as Read;
+        for (evidence, want, read, other) in [
+            (evidence(), RA_TLS_OID, read, Evidence::from_cmw as Read),
+            (report(), CMW_OID, Evidence::from_cmw, read),
+        ] {
+            let (oid, value) = evidence.to_extension();
+            assert_eq!((oid, read(&value)), (want, Ok(evidence)));
+            assert!(other(&value).is_err());
+            for end in 0..value.len() {
+                assert!(read(&value[..end]).is_err());
+            }
+            let longer = [&value[..], &[0]].concat();
+            assert!(read(&longer).is_err());
+            assert!(read(&vec![0; EVIDENCE_BYTES + 1]).is_err());
         }
-        let mut longer = value.clone();
-        longer.push(0);
-        assert!(Evidence::from_extension(&longer).is_err());
-        assert_eq!(
-            Evidence::from_extension(&vec![0; EVIDENCE_BYTES + 1]),
-            Err(EvidenceError::TooLong)
-        );
+    }
+
+    #[test]
+    fn collateral_of_each_kind_is_told_apart() {
+        let snp = SnpCollateral {
+            signer: "PEM".to_owned(),
+            issuer_chain: None,
+            crl: Some(vec![1, 2]),
+        };
+        let json = serde_json::to_string(&Collateral::from(snp.clone())).unwrap();
+        assert_eq!(json, r#"{"signer":"PEM","crl":"0102"}"#);
+        let read: Collateral = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, Collateral::Snp(snp));
+        let unknown = json.replace("crl", "lrc");
+        assert!(serde_json::from_str::<Collateral>(&unknown).is_err());
     }
 
     #[test]

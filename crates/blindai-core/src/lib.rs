@@ -25,6 +25,9 @@ mod tensor;
 pub use claims::{Claims, ClaimsError, Nonce, ReportData};
 pub use digest::Digest;
 pub use error::{Code, Error, ErrorBody, Kind, Result};
-pub use evidence::{DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID, Tee};
+pub use evidence::{
+    CMW_OID, Collateral, DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID,
+    SnpCollateral, Tee,
+};
 pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use blindai_core::{
-    Claims, Code, Digest, Error, Evidence, EvidenceDocument, Nonce, RA_TLS_OID, ReportData, Result,
+    Claims, Code, Digest, Error, Evidence, EvidenceDocument, Nonce, ReportData, Result,
 };
 use blindai_tee::Attester;
 use rcgen::{
@@ -221,7 +221,7 @@ fn document(attester: &dyn Attester, claims: &Claims) -> Result<(Evidence, Arc<[
         .map_err(internal)?;
     let collateral = attester.collateral().map_err(internal)?;
     let evidence = Evidence { quote, claims };
-    let document = EvidenceDocument::new(attester.tee(), evidence.clone(), Some(collateral));
+    let document = EvidenceDocument::new(attester.tee(), evidence.clone(), collateral);
     Ok((evidence, document.to_json().into()))
 }
 
@@ -233,7 +233,8 @@ fn certificate(key: &KeyPair, evidence: &Evidence, validity: Duration) -> Result
     let now = SystemTime::now();
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + validity).into();
-    let extension = CustomExtension::from_oid_content(RA_TLS_OID, evidence.to_extension());
+    let (oid, value) = evidence.to_extension();
+    let extension = CustomExtension::from_oid_content(oid, value);
     params.custom_extensions.push(extension);
     certified_key(params, key)
 }

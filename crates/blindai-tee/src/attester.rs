@@ -1,4 +1,4 @@
-use blindai_core::{DcapCollateral, ReportData, Tee};
+use blindai_core::{Collateral, ReportData, Tee};
 
 use crate::TeeError;
 
@@ -14,11 +14,12 @@ pub trait Attester: Send + Sync {
     /// When the platform cannot sign, or signed something else than it was given.
     fn quote(&self, report_data: &ReportData) -> Result<Vec<u8>, TeeError>;
 
-    /// The collateral to send along, not expired and not about to.
+    /// The collateral that the platform itself supplies, not expired and not about to. `None` where
+    /// it supplies none: then somebody has to fetch it from the vendor.
     ///
     /// # Errors
-    /// When there is none that is current.
-    fn collateral(&self) -> Result<DcapCollateral, TeeError>;
+    /// When it should supply one and cannot.
+    fn collateral(&self) -> Result<Option<Collateral>, TeeError>;
 
     /// Whether the evidence protects nothing.
     fn is_simulated(&self) -> bool;

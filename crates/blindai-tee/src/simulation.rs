@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use blindai_core::{DcapCollateral, ReportData, Tee};
+use blindai_core::{Collateral, ReportData, Tee};
 
 use self::collateral::Window;
 use self::pki::Pki;
@@ -86,7 +86,7 @@ pub struct Simulation {
     clock: Clock,
     pki: Pki,
     quoter: Quoter,
-    current: Mutex<Option<(Window, DcapCollateral)>>,
+    current: Mutex<Option<(Window, Collateral)>>,
 }
 
 impl Simulation {
@@ -121,18 +121,18 @@ impl Attester for Simulation {
         self.quoter.quote(report_data)
     }
 
-    fn collateral(&self) -> Result<DcapCollateral, TeeError> {
+    fn collateral(&self) -> Result<Option<Collateral>, TeeError> {
         let now = unix_seconds((self.clock)())?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((window, collateral)) = &*current
             && window.is_fresh(now)
         {
-            return Ok(collateral.clone());
+            return Ok(Some(collateral.clone()));
         }
         let window = Window::starting(now, self.collateral_validity)?;
-        let collateral = collateral::issue(&self.pki, self.tee(), &window)?;
+        let collateral = Collateral::from(collateral::issue(&self.pki, self.tee(), &window)?);
         *current = Some((window, collateral.clone()));
-        Ok(collateral)
+        Ok(Some(collateral))
     }
 
     fn is_simulated(&self) -> bool {

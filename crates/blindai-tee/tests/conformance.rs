@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, UNIX_EPOCH};
 
 use blindai_core::simulation::ROOT_CERTIFICATE_DER;
-use blindai_core::{DcapCollateral, ReportData, Tee};
+use blindai_core::{Collateral, DcapCollateral, ReportData, Tee};
 use blindai_tee::{
     Attester, Measurement, SIMULATED_FMSPC, SIMULATED_MRSIGNER, SIMULATED_PLATFORM_INSTANCE_ID,
     SIMULATED_PPID, Simulation, SimulationOptions, TeeErrorKind, simulated_rtmr,
@@ -46,7 +46,7 @@ fn signs_what_it_is_given(attester: &dyn Attester) {
 
 fn verifies_under_its_root_only(attester: &dyn Attester, trust_root: &[u8]) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = attester.collateral().unwrap();
+    let collateral = dcap(attester);
     let claims = verify(&quote, &collateral, NOW, trust_root).unwrap();
     assert_eq!(claims.tcb.status, TcbStatus::UpToDate);
     assert!(claims.tcb.advisory_ids.is_empty());
@@ -60,7 +60,7 @@ fn verifies_under_its_root_only(attester: &dyn Attester, trust_root: &[u8]) {
 
 fn refuses_every_flipped_byte(attester: &dyn Attester, trust_root: &[u8]) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = attester.collateral().unwrap();
+    let collateral = dcap(attester);
     // The type of the outer certification data says nothing that its content does not say.
     let unread = match attester.tee() {
         Tee::Tdx => 764..766,
@@ -79,7 +79,7 @@ fn refuses_every_flipped_byte(attester: &dyn Attester, trust_root: &[u8]) {
 
 fn staples_collateral_that_expires(attester: &dyn Attester, trust_root: &[u8]) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = attester.collateral().unwrap();
+    let collateral = dcap(attester);
     let claims = verify(&quote, &collateral, NOW, trust_root).unwrap();
     let (from, to) = (claims.latest_issue_date, claims.earliest_expiration_date);
     assert!(from <= NOW && NOW < to);
@@ -145,7 +145,7 @@ fn a_debug_quote_is_refused_unless_allowed() {
         };
         let attester = Simulation::new(options).unwrap();
         let quote = attester.quote(&report_data(1)).unwrap();
-        let collateral = attester.collateral().unwrap();
+        let collateral = dcap(&attester);
         let error = verify(&quote, &collateral, NOW, ROOT_CERTIFICATE_DER).unwrap_err();
         assert!(error.contains("Debug mode is enabled"), "{error}");
         QuoteVerifier::new(ROOT_CERTIFICATE_DER.to_vec())
@@ -160,7 +160,7 @@ fn two_platforms_of_one_root_cannot_be_mixed() {
     let (one, other) = (simulation(MR_ENCLAVE), simulation(MR_ENCLAVE));
     let quote = one.quote(&report_data(1)).unwrap();
     // The other's revocation list is of another platform CA, though of the same name.
-    let collateral = other.collateral().unwrap();
+    let collateral = dcap(&other);
     assert!(verify(&quote, &collateral, NOW, ROOT_CERTIFICATE_DER).is_err());
 }
 
@@ -168,7 +168,7 @@ fn two_platforms_of_one_root_cannot_be_mixed() {
 fn changed_collateral_is_refused() {
     let attester = simulation(MR_TD);
     let quote = attester.quote(&report_data(1)).unwrap();
-    let genuine = attester.collateral().unwrap();
+    let genuine = dcap(&attester);
     let changes: [fn(&mut DcapCollateral); 6] = [
         |c| c.tcb_info = c.tcb_info.replace("\"pcesvn\":13", "\"pcesvn\":12"),
         |c| c.qe_identity = c.qe_identity.replace("\"isvsvn\":8", "\"isvsvn\":7"),
@@ -197,12 +197,12 @@ fn collateral_is_renewed_at_half_time_and_when_the_clock_goes_back() {
     };
     let attester = Simulation::new(options).unwrap();
     let quote = attester.quote(&report_data(1)).unwrap();
-    let first = attester.collateral().unwrap();
+    let first = dcap(&attester);
 
     time.store(NOW + 499, SeqCst);
-    assert_eq!(attester.collateral().unwrap(), first);
+    assert_eq!(dcap(&attester), first);
     time.store(NOW + 500, SeqCst);
-    let second = attester.collateral().unwrap();
+    let second = dcap(&attester);
     assert_ne!(second, first);
     let late = NOW + 1400;
     assert!(verify(&quote, &first, late, ROOT_CERTIFICATE_DER).is_err());
@@ -210,7 +210,7 @@ fn collateral_is_renewed_at_half_time_and_when_the_clock_goes_back() {
 
     let early = NOW - 100_000;
     time.store(early, SeqCst);
-    let third = attester.collateral().unwrap();
+    let third = dcap(&attester);
     verify(&quote, &third, early, ROOT_CERTIFICATE_DER).unwrap();
 }
 
@@ -240,9 +240,16 @@ fn what_cannot_work_is_refused_at_start() {
     }
 }
 
+fn dcap(attester: &dyn Attester) -> DcapCollateral {
+    match attester.collateral().unwrap() {
+        Some(Collateral::Dcap(collateral)) => collateral,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn verified(attester: &Simulation) -> QuoteClaims {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = attester.collateral().unwrap();
+    let collateral = dcap(attester);
     verify(&quote, &collateral, NOW, ROOT_CERTIFICATE_DER).unwrap()
 }
 

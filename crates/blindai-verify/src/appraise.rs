@@ -1,4 +1,4 @@
-use blindai_core::{Claims, DcapCollateral, Evidence, Nonce, ReportData};
+use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, Nonce, ReportData};
 use dcap_qvl::{QuoteClaims, TcbStatus};
 
 use crate::check::{Table, checks, printable};
@@ -25,7 +25,7 @@ pub struct Binding {
 /// The [`Rejection`] holds every check that could be made; the first that failed gives its code.
 pub fn verify(
     evidence: &Evidence,
-    collateral: &DcapCollateral,
+    collateral: &Collateral,
     binding: &Binding,
     policy: &Policy,
     now_unix_seconds: u64,
@@ -56,7 +56,7 @@ pub fn verify(
 /// As [`verify`].
 pub fn appraise_quote(
     quote: &[u8],
-    collateral: &DcapCollateral,
+    collateral: &Collateral,
     policy: &Policy,
     now_unix_seconds: u64,
 ) -> Result<QuoteReport, Rejection> {
@@ -112,6 +112,28 @@ struct Appraised {
 }
 
 fn appraise(
+    quote: &[u8],
+    collateral: &Collateral,
+    policy: &Policy,
+    now: u64,
+    table: &mut Table,
+) -> Appraised {
+    let collateral = match collateral {
+        Collateral::Dcap(collateral) => collateral,
+        Collateral::Snp(_) => {
+            let text = "reports of SEV-SNP are not appraised".to_owned();
+            let code = RejectionCode::QuoteUnsupported;
+            skip_all(Refused { code, text }, table);
+            return Appraised {
+                report_data: None,
+                report: None,
+            };
+        }
+    };
+    appraise_dcap(quote, collateral, policy, now, table)
+}
+
+fn appraise_dcap(
     quote: &[u8],
     collateral: &DcapCollateral,
     policy: &Policy,

@@ -5,12 +5,12 @@
 //! it can make a [`VerifiedReport`]; a client asks for one before it sends a byte of data.
 //!
 //! ```no_run
-//! use blindai_core::{DcapCollateral, Evidence};
+//! use blindai_core::{Collateral, Evidence};
 //! use blindai_verify::{Binding, Policy, Rejection, read_certificate, verify};
 //!
 //! fn trusted(
 //!     certificate_der: &[u8],
-//!     collateral: &DcapCollateral,
+//!     collateral: &Collateral,
 //!     policy: &Policy,
 //!     now_unix_seconds: u64,
 //! ) -> Result<(), Rejection> {

@@ -38,7 +38,7 @@ fn evidence_for(key: &KeyPair) -> Evidence {
 #[test]
 fn the_key_in_the_certificate_is_the_one_in_the_claims() {
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let evidence = evidence_for(&key).to_extension();
+    let evidence = evidence_for(&key).to_extension().1;
     let own = read_certificate(&certificate(&key, std::slice::from_ref(&evidence))).unwrap();
     let spki: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
     assert_eq!(own.tls_spki_sha256(), spki);
@@ -53,18 +53,18 @@ fn claims_that_the_quote_does_not_sign_are_refused() {
     let key = KeyPair::generate().unwrap();
     let mut evidence = evidence_for(&key);
     evidence.quote = evidence_for(&KeyPair::generate().unwrap()).quote;
-    let read = read_certificate(&certificate(&key, &[evidence.to_extension()])).unwrap();
+    let read = read_certificate(&certificate(&key, &[evidence.to_extension().1])).unwrap();
     assert_code(read.check_binding(), Code::ReportDataMismatch);
 
     evidence.quote.truncate(500);
-    let read = read_certificate(&certificate(&key, &[evidence.to_extension()])).unwrap();
+    let read = read_certificate(&certificate(&key, &[evidence.to_extension().1])).unwrap();
     assert_code(read.check_binding(), Code::QuoteMalformed);
 }
 
 #[test]
 fn no_extension_two_extensions_and_garbage_are_refused() {
     let key = KeyPair::generate().unwrap();
-    let evidence = evidence_for(&key).to_extension();
+    let evidence = evidence_for(&key).to_extension().1;
     let two = certificate(&key, &[evidence.clone(), evidence]);
     for der in [
         Vec::new(),
@@ -81,7 +81,7 @@ fn no_extension_two_extensions_and_garbage_are_refused() {
 #[test]
 fn a_certificate_cut_anywhere_is_refused() {
     let key = KeyPair::generate().unwrap();
-    let whole = certificate(&key, &[evidence_for(&key).to_extension()]);
+    let whole = certificate(&key, &[evidence_for(&key).to_extension().1]);
     for end in 0..whole.len() {
         assert_code(read_certificate(&whole[..end]), Code::CertificateMalformed);
     }

@@ -3,9 +3,11 @@
 mod support;
 
 use blindai_core::{DcapCollateral, Evidence};
-use blindai_verify::{Outcome, Policy, RejectionCode as Code, appraise_quote, checks, verify};
+use blindai_verify::{Outcome, Policy, RejectionCode as Code, checks};
 
-use support::{assert_code, collateral, connection, file, outcome, policy_pinning};
+use support::{
+    appraise_quote, assert_code, collateral, connection, file, outcome, policy_pinning, verify,
+};
 
 /// Quote, collateral, time, then either the TCB status with the advisories, or the code.
 type Row = (

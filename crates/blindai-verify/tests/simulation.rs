@@ -4,9 +4,7 @@ mod support;
 
 use blindai_core::{Claims, DcapCollateral, Digest, Nonce, ReportData, Tee, simulation};
 use blindai_tee::SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE;
-use blindai_verify::{
-    Binding, Outcome, Policy, RejectionCode as Code, appraise_quote, checks, verify,
-};
+use blindai_verify::{Binding, Outcome, Policy, RejectionCode as Code, checks};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber,
@@ -15,7 +13,10 @@ use rcgen::{
 use x509_cert::Certificate;
 use x509_cert::der::EncodePem as _;
 
-use support::{NOW, Server, TLS_KEY, assert_code, claims, connection, outcome, policy_pinning};
+use support::{
+    NOW, Server, TLS_KEY, appraise_quote, assert_code, claims, connection, outcome, policy_pinning,
+    verify,
+};
 
 const DAY: u64 = 24 * 3600;
 

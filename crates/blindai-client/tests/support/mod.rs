@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use blindai_client::{ConnectOptions, InferRequest, NamedTensor, Policy, Tensor};
 use blindai_core::oip::{self, InferResponse, OutputFormat};
 use blindai_core::{
-    Claims, Code, DType, Digest, Error, Evidence, EvidenceDocument, ModelInfo, Nonce, RA_TLS_OID,
-    ReportData, Signature, Tee, api,
+    Claims, Code, DType, Digest, Error, Evidence, EvidenceDocument, ModelInfo, Nonce, ReportData,
+    Signature, Tee, api,
 };
 use blindai_tee::{Attester, Measurement, Simulation, SimulationOptions};
 use bytes::Bytes;
@@ -91,7 +91,7 @@ impl Identity {
     }
 
     pub fn document(&self, nonce: Nonce) -> Vec<u8> {
-        let collateral = Some(self.platform.collateral().unwrap());
+        let collateral = self.platform.collateral().unwrap();
         EvidenceDocument::new(Tee::Sgx, self.evidence(Some(nonce)), collateral).to_json()
     }
 
@@ -103,7 +103,8 @@ impl Identity {
 /// A certificate for `key` that carries `evidence`, whoever's that is.
 pub fn certificate_with(key: &KeyPair, evidence: &Evidence) -> Vec<u8> {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let extension = CustomExtension::from_oid_content(RA_TLS_OID, evidence.to_extension());
+    let (oid, value) = evidence.to_extension();
+    let extension = CustomExtension::from_oid_content(oid, value);
     params.custom_extensions.push(extension);
     params.self_signed(key).unwrap().der().to_vec()
 }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use blindai_core::{Claims, DcapCollateral, Digest, Evidence, Nonce, ReportData, Tee};
+use blindai_core::{Claims, Collateral, DcapCollateral, Digest, Evidence, Nonce, ReportData, Tee};
 use blindai_tee::{Attester, Measurement, Simulation, SimulationOptions};
-use blindai_verify::{Binding, Outcome, Policy, Rejection, RejectionCode, VerifiedReport, verify};
+use blindai_verify::{
+    Binding, Outcome, Policy, QuoteReport, Rejection, RejectionCode, VerifiedReport,
+};
 use dcap_qvl::quote::Quote;
 
 /// The simulated platform's clock stands at this second.
@@ -72,7 +74,10 @@ impl Server {
     }
 
     pub fn collateral(&self) -> DcapCollateral {
-        self.platform.collateral().unwrap()
+        match self.platform.collateral().unwrap() {
+            Some(Collateral::Dcap(collateral)) => collateral,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Verifies evidence of these claims for a connection to [`TLS_KEY`].
@@ -80,6 +85,28 @@ impl Server {
         let evidence = self.evidence(claims);
         verify(&evidence, &self.collateral(), &connection(), policy, NOW)
     }
+}
+
+/// [`blindai_verify::verify`] with collateral of SGX and TDX.
+pub fn verify(
+    evidence: &Evidence,
+    collateral: &DcapCollateral,
+    binding: &Binding,
+    policy: &Policy,
+    now: u64,
+) -> Result<VerifiedReport, Rejection> {
+    let collateral = collateral.clone().into();
+    blindai_verify::verify(evidence, &collateral, binding, policy, now)
+}
+
+/// [`blindai_verify::appraise_quote`] with collateral of SGX and TDX.
+pub fn appraise_quote(
+    quote: &[u8],
+    collateral: &DcapCollateral,
+    policy: &Policy,
+    now: u64,
+) -> Result<QuoteReport, Rejection> {
+    blindai_verify::appraise_quote(quote, &collateral.clone().into(), policy, now)
 }
 
 pub fn claims() -> Claims {
