@@ -26,7 +26,8 @@ demo: build
 	$(PYTHON) tools/models.py build whisper_tiny_en_audio2ids
 	$(PYTHON) examples/demo.py
 
-test: setup
+test:
+	@tools/setup.sh test
 	cargo build --locked -p blindai-cli
 	cp -u .cache/onnxruntime/$(LIBRARY) target/debug/
 	cargo test --workspace --locked

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Installs what the build and the tests need beside Rust and Python: a C compiler, a virtual
 # environment with pinned packages, and the ONNX Runtime library. Does nothing, quickly, when all is
-# there.
+# there. `setup.sh test` installs what the tests need besides: verifiers that are not ours, from npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 main() {
+    local goal=${1:-build}
     debian_packages
     rust
     python
     virtual_environment
     .cache/venv/bin/python tools/onnxruntime.py
+    if [ "$goal" = test ]; then node_packages; fi
 }
 
 fail() {
@@ -23,6 +25,7 @@ debian_packages() {
     local missing=()
     command -v cc >/dev/null || missing+=(build-essential)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ "$goal" != test ] || { command -v node && command -v npm; } >/dev/null || missing+=(nodejs npm)
     [ ${#missing[@]} -eq 0 ] && return
     command -v apt-get >/dev/null || fail "please install what Debian calls ${missing[*]}"
     [ "$(id -u)" = 0 ] || fail "please run: sudo apt-get install -y ${missing[*]}"
@@ -54,4 +57,13 @@ virtual_environment() {
     cp tools/requirements-test.txt $venv/.requirements
 }
 
-main
+node_packages() {
+    local pinned=tests/independent modules=.cache/independent
+    cmp -s $pinned/package-lock.json $modules/.installed && return
+    mkdir -p $modules
+    cp $pinned/package*.json $modules
+    (cd $modules && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+    cp $pinned/package-lock.json $modules/.installed
+}
+
+main "$@"
