@@ -31,6 +31,7 @@ pub struct Arguments {
 enum Simulated {
     Sgx,
     Tdx,
+    SevSnp,
 }
 
 pub fn run(arguments: &Arguments) -> ExitCode {
@@ -116,6 +117,7 @@ fn read_config(arguments: &Arguments) -> Result<Config, String> {
         let tee = match named {
             Some(Simulated::Sgx) => Tee::Sgx,
             Some(Simulated::Tdx) => Tee::Tdx,
+            Some(Simulated::SevSnp) => Tee::SevSnp,
             None => config.tee.simulation.unwrap_or(Tee::Sgx),
         };
         config.tee.simulation = Some(tee);

@@ -11,3 +11,5 @@ pub const ARK_CERTIFICATE_DER: &[u8] = include_bytes!("simulation_ark.der");
 pub const ARK_NAME: &str = "BlindAI Simulation ARK - protects nothing";
 /// The intermediate under it (ASK), DER.
 pub const ASK_CERTIFICATE_DER: &[u8] = include_bytes!("simulation_ask.der");
+/// How that certificate names itself.
+pub const ASK_NAME: &str = "BlindAI Simulation ASK - protects nothing";

@@ -1,7 +1,7 @@
 //! Collects evidence: the proof of what runs here and on what, signed by the hardware.
 //!
 //! [`Attester`] is the one way to ask for it. [`Simulation`] implements it on any machine: it emits
-//! quotes of the true SGX and TDX formats, with certificates, revocation lists and TCB information
+//! quotes of the true SGX and TDX formats and reports of the true SEV-SNP format, with certificates, revocation lists and TCB information
 //! of the true formats, so a verifier runs every check that it runs in production.
 //!
 //! ```
@@ -38,8 +38,11 @@ mod simulation;
 pub use attester::Attester;
 pub use error::{TeeError, TeeErrorKind};
 pub use measurement::{Measurement, RUNNING_EXECUTABLE, measure_executable};
+#[cfg(feature = "forge")]
+pub use simulation::{Certificate, Draft, Extension, RevocationList};
 pub use simulation::{
-    Clock, DEFAULT_COLLATERAL_VALIDITY, SIMULATED_FMSPC, SIMULATED_MRSIGNER,
-    SIMULATED_PLATFORM_INSTANCE_ID, SIMULATED_PPID, SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE,
+    Clock, DEFAULT_COLLATERAL_VALIDITY, SIMULATED_CHIP_ID, SIMULATED_FMSPC, SIMULATED_MRSIGNER,
+    SIMULATED_PLATFORM_INSTANCE_ID, SIMULATED_PPID, SIMULATION_ARK_PRIVATE_KEY_KNOWN_TO_EVERYONE,
+    SIMULATION_ASK_PRIVATE_KEY_KNOWN_TO_EVERYONE, SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE,
     Simulation, SimulationOptions, simulated_rtmr,
 };

@@ -18,6 +18,8 @@ pub enum Measurement {
     MrEnclave([u8; 32]),
     /// TDX: the trust domain's MRTD.
     MrTd([u8; 48]),
+    /// SEV-SNP: the guest's launch measurement.
+    Launch([u8; 48]),
 }
 
 impl Measurement {
@@ -26,14 +28,15 @@ impl Measurement {
         match self {
             Measurement::MrEnclave(_) => Tee::Sgx,
             Measurement::MrTd(_) => Tee::Tdx,
+            Measurement::Launch(_) => Tee::SevSnp,
         }
     }
 
-    /// The 32 bytes of MRENCLAVE or the 48 of MRTD.
+    /// The 32 bytes of MRENCLAVE or the 48 of MRTD or of the launch measurement.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Measurement::MrEnclave(bytes) => bytes,
-            Measurement::MrTd(bytes) => bytes,
+            Measurement::MrTd(bytes) | Measurement::Launch(bytes) => bytes,
         }
     }
 
@@ -42,6 +45,7 @@ impl Measurement {
         match self {
             Measurement::MrEnclave(_) => "MRENCLAVE",
             Measurement::MrTd(_) => "MRTD",
+            Measurement::Launch(_) => "launch measurement",
         }
     }
 }
@@ -59,19 +63,17 @@ impl fmt::Debug for Measurement {
 }
 
 /// The measurement of the executable at `path` for a simulation: SHA-256 of the file as MRENCLAVE,
-/// SHA-384 as MRTD. [`RUNNING_EXECUTABLE`] is the one to measure for the process itself.
+/// SHA-384 as MRTD or launch measurement. [`RUNNING_EXECUTABLE`] is the one to measure for the process itself.
 ///
 /// The file is read in pieces of 64 KiB.
 ///
 /// # Errors
-/// [`TeeErrorKind::Measurement`] when the file cannot be read, [`TeeErrorKind::Unsupported`] for
-/// SEV-SNP.
+/// [`TeeErrorKind::Measurement`] when the file cannot be read.
 pub fn measure_executable(tee: Tee, path: impl AsRef<Path>) -> Result<Measurement, TeeError> {
     let path = path.as_ref();
     let algorithm = match tee {
         Tee::Sgx => &SHA256,
-        Tee::Tdx => &SHA384,
-        Tee::SevSnp => return Err(no_simulated_snp()),
+        Tee::Tdx | Tee::SevSnp => &SHA384,
     };
     let digest = digest_file(Context::new(algorithm), path).map_err(|e| {
         let fact = format!("cannot measure {}: {e}", path.display());
@@ -82,8 +84,9 @@ pub fn measure_executable(tee: Tee, path: impl AsRef<Path>) -> Result<Measuremen
         )
     })?;
     Ok(match tee {
+        Tee::Sgx => Measurement::MrEnclave(to_array(&digest)),
         Tee::Tdx => Measurement::MrTd(to_array(&digest)),
-        _ => Measurement::MrEnclave(to_array(&digest)),
+        Tee::SevSnp => Measurement::Launch(to_array(&digest)),
     })
 }
 
@@ -105,14 +108,6 @@ fn to_array<const N: usize>(digest: &Digest) -> [u8; N] {
         .as_ref()
         .try_into()
         .expect("the algorithm was chosen for this length")
-}
-
-fn no_simulated_snp() -> TeeError {
-    TeeError::new(
-        TeeErrorKind::Unsupported,
-        "there is no simulation of sev-snp",
-        "simulate sgx or tdx",
-    )
 }
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -140,6 +135,9 @@ mod tests {
             "9d0e1809716474cb086e834e310a4a1ced149e9c00f248527972cec5704c2a5b\
              07b8b3dc38ecc4ebae97ddd87f3d8985"
         );
+        let snp = measure_executable(Tee::SevSnp, file.path()).unwrap();
+        assert_eq!(snp.tee(), Tee::SevSnp);
+        assert_eq!(snp.as_bytes(), tdx.as_bytes());
     }
 
     #[test]
@@ -156,8 +154,5 @@ mod tests {
         let error = measure_executable(Tee::Sgx, "/nonexistent").unwrap_err();
         assert_eq!(error.kind(), TeeErrorKind::Measurement);
         assert!(error.fact().contains("/nonexistent"));
-        let error = measure_executable(Tee::SevSnp, RUNNING_EXECUTABLE).unwrap_err();
-        assert_eq!(error.kind(), TeeErrorKind::Unsupported);
-        assert!(error.fact().contains("sev-snp"));
     }
 }

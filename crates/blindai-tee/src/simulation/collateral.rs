@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::SIMULATED_FMSPC;
+use super::forge::{Draft, Forge, RevocationList};
 use super::pki::{CPU_SVN, PCE_ID, PCE_SVN, Pki};
 use super::quote::{MR_SIGNER_SEAM, QE_ISV_SVN, QE_MRSIGNER, TEE_TCB_SVN, qe_isv_prod_id};
 use crate::{TeeError, TeeErrorKind};
@@ -41,24 +42,41 @@ impl Window {
         let renewal = self.made + (self.next_update - self.made) / 2;
         (self.issued..renewal).contains(&now)
     }
+
+    /// A list that revokes nothing.
+    pub(super) fn revocation_list(&self) -> RevocationList {
+        RevocationList {
+            this_update: self.issued,
+            next_update: self.next_update,
+            revoked: Vec::new(),
+        }
+    }
 }
 
 /// Everything that it takes beside a quote, valid in this window.
-pub(super) fn issue(pki: &Pki, tee: Tee, window: &Window) -> Result<DcapCollateral, TeeError> {
-    let (issued, next_update) = (date(window.issued)?, date(window.next_update)?);
-    let crls = pki.crls(issued, next_update)?;
-    let dates = Dates(rfc3339(issued)?, rfc3339(next_update)?);
-    let tcb_info = tcb_info(tee, &dates).to_string();
-    let qe_identity = qe_identity(tee, &dates).to_string();
+pub(super) fn issue(
+    pki: &Pki,
+    tee: Tee,
+    window: &Window,
+    forge: &Forge,
+) -> Result<DcapCollateral, TeeError> {
+    let crls = pki.crls(window, forge)?;
+    let dates = Dates(rfc3339(window.issued)?, rfc3339(window.next_update)?);
+    let mut tcb_info = tcb_info(tee, &dates);
+    forge.edit(Draft::TcbInfo(&mut tcb_info));
+    let tcb_info = tcb_info.to_string();
+    let mut qe_identity = qe_identity(tee, &dates);
+    forge.edit(Draft::QeIdentity(&mut qe_identity));
+    let qe_identity = qe_identity.to_string();
     Ok(DcapCollateral {
         pck_crl_issuer_chain: pki.platform_ca_chain.clone(),
         root_ca_crl: crls.root,
         pck_crl: crls.platform_ca,
         tcb_info_issuer_chain: pki.tcb_signer_chain.clone(),
-        tcb_info_signature: pki.tcb_signer.sign(tcb_info.as_bytes())?.to_vec(),
+        tcb_info_signature: pki.tcb_signer.sign(tcb_info.as_bytes())?,
         tcb_info,
         qe_identity_issuer_chain: pki.tcb_signer_chain.clone(),
-        qe_identity_signature: pki.tcb_signer.sign(qe_identity.as_bytes())?.to_vec(),
+        qe_identity_signature: pki.tcb_signer.sign(qe_identity.as_bytes())?,
         qe_identity,
         // The quote itself carries the chain.
         pck_certificate_chain: None,
@@ -143,19 +161,20 @@ fn up_to_date(tcb: Value) -> Value {
     json!({ "tcb": tcb, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": "UpToDate" })
 }
 
-fn date(seconds: u64) -> Result<OffsetDateTime, TeeError> {
+pub(super) fn date(seconds: u64) -> Result<OffsetDateTime, TeeError> {
     let seconds = i64::try_from(seconds).map_err(|_| wrong_clock("more than it can"))?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| wrong_clock("more than it can"))
 }
 
-fn rfc3339(date: OffsetDateTime) -> Result<String, TeeError> {
-    date.format(&Rfc3339)
+fn rfc3339(seconds: u64) -> Result<String, TeeError> {
+    date(seconds)?
+        .format(&Rfc3339)
         .map_err(|e| wrong_clock(&e.to_string()))
 }
 
 /// Collateral is dated back so far, for clients whose clocks lag behind.
 const CLOCK_SKEW_SECONDS: u64 = 3600;
 /// 2026-01-01, and the first moment of 2049-12-31, when the certificates end.
-const CERTIFICATES_BEGIN: u64 = 1_767_225_600;
-const CERTIFICATES_END: u64 = 2_524_521_600;
+pub(super) const CERTIFICATES_BEGIN: u64 = 1_767_225_600;
+pub(super) const CERTIFICATES_END: u64 = 2_524_521_600;
 const TCB_EVALUATION_DATA_NUMBER: u32 = 17;

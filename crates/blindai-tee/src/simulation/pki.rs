@@ -1,18 +1,23 @@
 //! The certificates: root → platform CA → PCK, and root → TCB signer.
 
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, KeyPair as _,
+};
 use blindai_core::simulation::{ROOT_CERTIFICATE_DER, ROOT_NAME};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
     CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber, SignatureAlgorithm,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData,
+    RevokedCertParams, SerialNumber, SignatureAlgorithm,
 };
-use time::OffsetDateTime;
 use yasna::models::ObjectIdentifier;
 use yasna::{DERWriter, construct_der};
 
+use super::collateral::{CERTIFICATES_BEGIN, CERTIFICATES_END, Window, date};
+use super::forge::{Certificate, Draft, Extension, Forge, RevocationList};
 use super::{
     SIMULATED_FMSPC, SIMULATED_PLATFORM_INSTANCE_ID, SIMULATED_PPID,
     SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE,
@@ -35,16 +40,16 @@ pub(super) struct Pki {
 impl Pki {
     /// Draws and certifies the keys. The second one is the PCK, which has only the quoting enclave's
     /// report to sign.
-    pub(super) fn new() -> Result<(Self, RawKey), TeeError> {
+    pub(super) fn new(forge: &Forge) -> Result<(Self, RawKey), TeeError> {
         let root = root()?;
         let ca_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(cannot_certify)?;
-        let (pck, tcb_signer) = (RawKey::generate()?, RawKey::generate()?);
+        let (pck, tcb_signer) = (RawKey::p256()?, RawKey::p256()?);
 
-        let ca_params = ca_params();
+        let ca_params = ca_params(forge)?;
         let ca_cert = certify(&ca_params, &ca_key, &root)?;
         let platform_ca = Issuer::new(ca_params, ca_key);
-        let pck_cert = certify(&pck_params(), &pck, &platform_ca)?;
-        let tcb_cert = certify(&leaf_params("TCB Signing"), &tcb_signer, &root)?;
+        let pck_cert = certify(&pck_params(forge)?, &pck, &platform_ca)?;
+        let tcb_cert = certify(&tcb_signer_params(forge)?, &tcb_signer, &root)?;
 
         let pki = Self {
             pck_chain: to_pem(&[&pck_cert, &ca_cert, ROOT_CERTIFICATE_DER]),
@@ -58,26 +63,13 @@ impl Pki {
     }
 
     /// The lists of what the root and the platform CA have revoked: nothing.
-    pub(super) fn crls(
-        &self,
-        this_update: OffsetDateTime,
-        next_update: OffsetDateTime,
-    ) -> Result<RevocationLists, TeeError> {
-        let of = |issuer, key_identifier_method| -> Result<Vec<u8>, TeeError> {
-            let params = CertificateRevocationListParams {
-                this_update,
-                next_update,
-                crl_number: SerialNumber::from(1),
-                issuing_distribution_point: None,
-                revoked_certs: Vec::new(),
-                key_identifier_method,
-            };
-            let crl = params.signed_by(issuer).map_err(cannot_certify)?;
-            Ok(crl.der().to_vec())
-        };
+    pub(super) fn crls(&self, window: &Window, forge: &Forge) -> Result<RevocationLists, TeeError> {
+        let (mut root, mut platform_ca) = (window.revocation_list(), window.revocation_list());
+        forge.edit(Draft::RootCrl(&mut root));
+        forge.edit(Draft::PckCrl(&mut platform_ca));
         Ok(RevocationLists {
-            root: of(&self.root, root_key_id())?,
-            platform_ca: of(&self.platform_ca, KeyIdMethod::Sha256)?,
+            root: revocation_list(&root, &self.root, root_key_id())?,
+            platform_ca: revocation_list(&platform_ca, &self.platform_ca, KeyIdMethod::Sha256)?,
         })
     }
 }
@@ -88,19 +80,32 @@ pub(super) struct RevocationLists {
     pub(super) platform_ca: Vec<u8>,
 }
 
-/// An ECDSA P-256 key whose signatures are `r ‖ s`, as quotes and collateral have them.
-pub(super) struct RawKey(EcdsaKeyPair);
+/// An ECDSA key whose signatures are `r ‖ s`, as quotes and collateral have them.
+pub(super) struct RawKey(EcdsaKeyPair, &'static SignatureAlgorithm);
 
 impl RawKey {
-    pub(super) fn generate() -> Result<Self, TeeError> {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING);
-        Ok(Self(key.map_err(|_| cannot_sign())?))
+    /// Of Intel's kind; its signatures have 64 bytes.
+    pub(super) fn p256() -> Result<Self, TeeError> {
+        Self::generate(&ECDSA_P256_SHA256_FIXED_SIGNING, &PKCS_ECDSA_P256_SHA256)
     }
 
-    pub(super) fn sign(&self, message: &[u8]) -> Result<[u8; 64], TeeError> {
+    /// Of AMD's kind; its signatures have 96 bytes.
+    pub(super) fn p384() -> Result<Self, TeeError> {
+        Self::generate(&ECDSA_P384_SHA384_FIXED_SIGNING, &PKCS_ECDSA_P384_SHA384)
+    }
+
+    fn generate(
+        signing: &'static EcdsaSigningAlgorithm,
+        named: &'static SignatureAlgorithm,
+    ) -> Result<Self, TeeError> {
+        let key = EcdsaKeyPair::generate(signing);
+        Ok(Self(key.map_err(|_| cannot_sign())?, named))
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TeeError> {
         let signature = self.0.sign(&SystemRandom::new(), message);
         let signature = signature.map_err(|_| cannot_sign())?;
-        signature.as_ref().try_into().map_err(|_| cannot_sign())
+        Ok(signature.as_ref().to_vec())
     }
 
     /// `x ‖ y`, without the byte that says that both follow.
@@ -115,7 +120,7 @@ impl PublicKeyData for RawKey {
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        &PKCS_ECDSA_P256_SHA256
+        self.1
     }
 }
 
@@ -135,26 +140,49 @@ fn root_key_id() -> KeyIdMethod {
     KeyIdMethod::PreSpecified(ROOT_KEY_ID.to_vec())
 }
 
-fn ca_params() -> CertificateParams {
-    let mut params = leaf_params("PCK Platform CA");
+/// A certificate as it stands before anybody changes it.
+pub(super) fn certificate(serial: u64, extensions: Vec<Extension>) -> Certificate {
+    Certificate {
+        serial,
+        // Fixed dates, so that a client whose clock lags behind the server's is not refused.
+        not_before: CERTIFICATES_BEGIN,
+        not_after: CERTIFICATES_END,
+        extensions,
+    }
+}
+
+fn ca_params(forge: &Forge) -> Result<CertificateParams, TeeError> {
+    let mut draft = certificate(PLATFORM_CA_SERIAL, Vec::new());
+    forge.edit(Draft::PlatformCa(&mut draft));
+    let mut params = leaf_params("PCK Platform CA", draft)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = CA_USAGES.to_vec();
-    params
+    Ok(params)
 }
 
-fn pck_params() -> CertificateParams {
-    let mut params = leaf_params("PCK Certificate");
-    let extension = CustomExtension::from_oid_content(SGX_EXTENSIONS, sgx_extensions());
-    params.custom_extensions.push(extension);
-    params
+fn pck_params(forge: &Forge) -> Result<CertificateParams, TeeError> {
+    let of_the_platform = Extension {
+        oid: SGX_EXTENSIONS.to_vec(),
+        critical: false,
+        value: sgx_extensions(),
+    };
+    let mut draft = certificate(PCK_SERIAL, vec![of_the_platform]);
+    forge.edit(Draft::Pck(&mut draft));
+    leaf_params("PCK Certificate", draft)
 }
 
-fn leaf_params(role: &str) -> CertificateParams {
+fn tcb_signer_params(forge: &Forge) -> Result<CertificateParams, TeeError> {
+    let mut draft = certificate(TCB_SIGNER_SERIAL, Vec::new());
+    forge.edit(Draft::TcbSigner(&mut draft));
+    leaf_params("TCB Signing", draft)
+}
+
+fn leaf_params(role: &str, draft: Certificate) -> Result<CertificateParams, TeeError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(&format!("BlindAI Simulation {role}"));
-    // Fixed dates, so that a client whose clock lags behind the server's is not refused.
-    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2049, 12, 31);
+    params.serial_number = Some(draft.serial.into());
+    params.not_before = date(draft.not_before)?;
+    params.not_after = date(draft.not_after)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,
@@ -164,7 +192,14 @@ fn leaf_params(role: &str) -> CertificateParams {
     params.crl_distribution_points = vec![CrlDistributionPoint {
         uris: vec![NO_SUCH_URL.to_owned()],
     }];
-    params
+    params.custom_extensions = draft.extensions.into_iter().map(custom).collect();
+    Ok(params)
+}
+
+fn custom(extension: Extension) -> CustomExtension {
+    let mut custom = CustomExtension::from_oid_content(&extension.oid, extension.value);
+    custom.set_criticality(extension.critical);
+    custom
 }
 
 fn named(common_name: &str) -> DistinguishedName {
@@ -183,7 +218,31 @@ fn certify(
     Ok(certificate.der().to_vec())
 }
 
-fn to_pem(certificates: &[&[u8]]) -> String {
+fn revocation_list(
+    draft: &RevocationList,
+    issuer: &Issuer<'_, KeyPair>,
+    key_identifier_method: KeyIdMethod,
+) -> Result<Vec<u8>, TeeError> {
+    let this_update = date(draft.this_update)?;
+    let revoked = draft.revoked.iter().map(|serial| RevokedCertParams {
+        serial_number: (*serial).into(),
+        revocation_time: this_update,
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update,
+        next_update: date(draft.next_update)?,
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method,
+    };
+    let crl = params.signed_by(issuer).map_err(cannot_certify)?;
+    Ok(crl.der().to_vec())
+}
+
+pub(super) fn to_pem(certificates: &[&[u8]]) -> String {
     let pems: Vec<_> = certificates
         .iter()
         .map(|der| Pem::new("CERTIFICATE", *der))
@@ -241,7 +300,7 @@ fn cannot_certify(error: rcgen::Error) -> TeeError {
     TeeError::new(TeeErrorKind::Platform, fact, REPORT_IT)
 }
 
-fn cannot_sign() -> TeeError {
+pub(super) fn cannot_sign() -> TeeError {
     let fact = "the simulated platform cannot draw a key or sign";
     TeeError::new(TeeErrorKind::Platform, fact, REPORT_IT)
 }
@@ -256,6 +315,9 @@ const ROOT_KEY_ID: [u8; 20] = [
     0xe9, 0x6b, 0xe9, 0xd4, 0x26, 0xa2, 0xbf, 0x25, 0x04, 0x6e, 0x7f, 0x16, 0x05, 0xfb, 0x3b, 0x64,
     0xb2, 0xa4, 0xdf, 0xe0,
 ];
+const PLATFORM_CA_SERIAL: u64 = 1;
+const TCB_SIGNER_SERIAL: u64 = 2;
+const PCK_SERIAL: u64 = 3;
 const SGX_TYPE_SCALABLE: i64 = 1;
 const SGX_EXTENSIONS: &[u64] = &[1, 2, 840, 113741, 1, 13, 1];
 const CA_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -268,9 +330,11 @@ mod tests {
 
     #[test]
     fn what_the_root_signs_names_the_root_by_its_key_identifier() {
-        let (pki, _) = Pki::new().unwrap();
-        let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        let crls = pki.crls(start, start + time::Duration::DAY).unwrap();
+        let forge = Forge::default();
+        let (pki, _) = Pki::new(&forge).unwrap();
+        let day = std::time::Duration::from_secs(24 * 3600);
+        let window = Window::starting(1_800_000_000, day).unwrap();
+        let crls = pki.crls(&window, &forge).unwrap();
         let mut signed = vec![crls.root];
         for chain in [&pki.platform_ca_chain, &pki.tcb_signer_chain] {
             let certificates = pem::parse_many(chain).unwrap();

@@ -6,9 +6,10 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use blindai_core::{ReportData, Tee};
 
+use super::forge::{Draft, Forge};
 use super::pki::{CPU_SVN, PCE_SVN, Pki, RawKey};
 use super::{SIMULATED_MRSIGNER, SimulationOptions, simulated_rtmr};
-use crate::{Measurement, TeeError};
+use crate::TeeError;
 
 /// Emits quotes. Only the report data and its signature differ between two of them, so everything
 /// else is made once.
@@ -24,13 +25,16 @@ impl Quoter {
     /// Draws the attestation key and certifies it by the report of a quoting enclave that the PCK
     /// signs.
     pub(super) fn new(
-        options: &SimulationOptions,
+        tee: Tee,
+        mut unsigned: Vec<u8>,
         pki: &Pki,
         pck: &RawKey,
+        forge: &Forge,
     ) -> Result<Self, TeeError> {
-        let attestation_key = RawKey::generate()?;
-        let tee = options.measurement.tee();
-        let qe_report = qe_report(tee, &attestation_key);
+        let attestation_key = RawKey::p256()?;
+        let mut qe_report = qe_report(tee, &attestation_key);
+        forge.edit(Draft::QeReport(&mut qe_report));
+        forge.edit(Draft::Report(&mut unsigned));
         let certificates = [pki.pck_chain.as_bytes(), &[0]].concat();
         let qe = [
             &qe_report,
@@ -43,13 +47,9 @@ impl Quoter {
             Tee::Tdx => certification_data(QE_REPORT_CERTIFICATION, &qe.concat()),
             _ => qe.concat(),
         };
-        let unsigned = match options.measurement {
-            Measurement::MrEnclave(mr) => [SGX_HEADER.concat(), sgx_report(options, &mr)],
-            Measurement::MrTd(mr) => [TDX_HEADER.concat(), td_report(options, &mr)],
-        };
         Ok(Self {
             attestation_key,
-            unsigned: unsigned.concat(),
+            unsigned,
             certification,
         })
     }
@@ -80,6 +80,16 @@ pub(super) fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 /// ISVPRODID of Intel's quoting enclaves: 1 for SGX, 2 for TDX.
 pub(super) fn qe_isv_prod_id(tee: Tee) -> u16 {
     if tee == Tee::Tdx { 2 } else { 1 }
+}
+
+/// Header and report of an enclave, with report data of zeros at its end.
+pub(super) fn sgx_quote(options: &SimulationOptions, mr_enclave: &[u8; 32]) -> Vec<u8> {
+    [SGX_HEADER.concat(), sgx_report(options, mr_enclave)].concat()
+}
+
+/// Header and report of a trust domain, with report data of zeros at its end.
+pub(super) fn tdx_quote(options: &SimulationOptions, mr_td: &[u8; 48]) -> Vec<u8> {
+    [TDX_HEADER.concat(), td_report(options, mr_td)].concat()
 }
 
 fn qe_report(tee: Tee, attestation_key: &RawKey) -> Vec<u8> {
