@@ -1,9 +1,10 @@
-use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, Nonce, ReportData};
+use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, Nonce, ReportData, Tee};
 use dcap_qvl::{QuoteClaims, TcbStatus};
 
-use crate::check::{Table, checks, printable};
+use crate::check::{Table, checks};
 use crate::dcap::{self, Body, Refused, Root};
-use crate::policy::{Allowed, Excepted, Policy};
+use crate::field::{Field, Values};
+use crate::policy::{Excepted, Policy};
 use crate::report::{QuoteReport, VerifiedReport, utc};
 use crate::{Rejection, RejectionCode};
 
@@ -160,17 +161,21 @@ fn appraise_dcap(
         false => Err(NOT_JUDGED),
     };
     let limit = check_tcb(judged, policy, now, table);
-    check_measurements(&body, policy, table);
+    let platform = judged.map(|claims| dcap::platform(&claims.header, &claims.platform.pck));
+    check_pins(&body, platform.as_ref(), policy, table);
 
     let report_data = Some(body.report_data);
     let report = claims.map(|claims| {
         let verified = Body::from(&claims.report);
+        let platform = dcap::platform(&claims.header, &claims.platform.pck);
+        let (measurements, details) = report_values(verified.tee, verified.values, platform);
         QuoteReport {
             tee: verified.tee,
             root,
             tcb_status: claims.tcb.status.to_string(),
-            advisories: advisories(&claims),
-            measurements: verified.measurements,
+            advisories: dcap::advisories(&claims),
+            measurements,
+            details,
             checks: Vec::new(),
             verified_at: now,
             valid_until: claims.earliest_expiration_date.min(limit),
@@ -180,6 +185,20 @@ fn appraise_dcap(
         report_data,
         report,
     }
+}
+
+type Texts = Vec<(&'static str, String)>;
+
+/// The measurements, and beside them all else that was said, in reading order.
+fn report_values(tee: Tee, said: Values, platform: Values) -> (Texts, Texts) {
+    let said: Vec<_> = said.into_iter().chain(platform).collect();
+    let text = |field: &&'static Field| {
+        let (name, value) = said.iter().find(|(name, _)| *name == field.name)?;
+        Some((*name, value.to_string()))
+    };
+    let (code, rest): (Vec<_>, Vec<_>) = Field::of(tee).partition(|field| field.is_measurement());
+    let texts = |fields: Vec<_>| fields.iter().filter_map(text).collect();
+    (texts(code), texts(rest))
 }
 
 fn skip_all(refused: Refused, table: &mut Table) {
@@ -230,12 +249,6 @@ fn check_quote(
     }
     check_root(root, verified.as_ref().err(), policy, table);
     let claims = match verified {
-        Ok(claims) if claims.earliest_expiration_date < now => {
-            let end = utc(claims.earliest_expiration_date);
-            let fact = format!("a part of the collateral ended at {end}");
-            table.fail(checks::QUOTE, RejectionCode::CollateralExpired, fact);
-            None
-        }
         Ok(claims) => {
             let end = utc(claims.earliest_expiration_date);
             table.pass(
@@ -311,7 +324,7 @@ fn check_tcb(
         }
     };
     let status = check_status(claims.tcb.status, policy, now, table);
-    let advisories = check_advisories(&advisories(claims), policy, now, table);
+    let advisories = check_advisories(&dcap::advisories(claims), policy, now, table);
     let number = claims.tcb.eval_data_number;
     match policy.min_evaluation_number {
         None => table.not_asked(
@@ -337,7 +350,7 @@ fn check_status(status: TcbStatus, policy: &Policy, now: u64, table: &mut Table)
         table.pass(checks::TCB_STATUS, status.to_string());
         return u64::MAX;
     }
-    let until = excepted_until(&Excepted::Status(status), policy, now);
+    let until = policy.excepted_until(&Excepted::Status(status), now);
     let result = match until {
         Some(until) => Ok(format!("{status}, accepted until {}", utc(until))),
         None => Err(format!(
@@ -349,7 +362,7 @@ fn check_status(status: TcbStatus, policy: &Policy, now: u64, table: &mut Table)
 }
 
 fn check_advisories(ids: &[String], policy: &Policy, now: u64, table: &mut Table) -> u64 {
-    let until = |id: &String| excepted_until(&Excepted::Advisory(id.clone()), policy, now);
+    let until = |id: &String| policy.excepted_until(&Excepted::Advisory(id.clone()), now);
     let open: Vec<_> = ids
         .iter()
         .filter(|id| until(id).is_none())
@@ -367,53 +380,23 @@ fn check_advisories(ids: &[String], policy: &Policy, now: u64, table: &mut Table
     ids.iter().filter_map(until).min().unwrap_or(u64::MAX)
 }
 
-fn excepted_until(of: &Excepted, policy: &Policy, now: u64) -> Option<u64> {
-    let matching = policy
-        .exceptions
-        .iter()
-        .filter(|e| e.of == *of && now < e.until);
-    matching.map(|exception| exception.until).max()
-}
-
-// The library's own list leaves out those of a TD's current level, which can differ from the level
-// it was launched with.
-fn advisories(claims: &QuoteClaims) -> Vec<String> {
-    let current = claims.platform.current_tcb_level.iter();
-    let current = current.flat_map(|level| &level.advisory_ids);
-    let mut ids: Vec<_> = claims
-        .tcb
-        .advisory_ids
-        .iter()
-        .chain(current)
-        .map(|id| printable(id))
-        .collect();
-    ids.sort();
-    ids.dedup();
-    ids
-}
-
-fn check_measurements(body: &Body, policy: &Policy, table: &mut Table) {
+fn check_pins(body: &Body, platform: Result<&Values, &&str>, policy: &Policy, table: &mut Table) {
     for pin in policy.pins.iter().filter(|pin| pin.tee == body.tee) {
-        let found = body.measurements.iter().find(|(name, _)| *name == pin.name);
-        let Some((name, value)) = found else {
-            table.not_possible(pin.name, "the quote has no such measurement");
+        let name = pin.field.name;
+        let known = body.values.iter().chain(platform.into_iter().flatten());
+        let Some((_, seen)) = known.into_iter().find(|(n, _)| *n == name) else {
+            let why_not = platform.err().copied();
+            table.not_possible(name, why_not.unwrap_or("the evidence does not say"));
             continue;
         };
-        let code = match *name {
-            "mrsigner" | "isv_prod_id" | "isv_svn" => RejectionCode::SignerMismatch,
-            _ => RejectionCode::MeasurementMismatch,
+        let allowed = &pin.allowed;
+        let result = match allowed.holds(seen) {
+            true => Ok(seen.to_string()),
+            false => Err(format!(
+                "the server has {name} {seen}, the policy allows {allowed}"
+            )),
         };
-        let (holds, allowed) = match &pin.allowed {
-            Allowed::OneOf(values) if values.is_empty() => (false, "none".to_owned()),
-            Allowed::OneOf(values) => (values.contains(value), values.join(" or ")),
-            Allowed::AtLeast(least) => (
-                value.parse::<u16>().is_ok_and(|v| v >= *least),
-                format!("{least} or more"),
-            ),
-        };
-        let fact = format!("the server has {name} {value}, the policy allows {allowed}");
-        let result = if holds { Ok(value.clone()) } else { Err(fact) };
-        table.decide(pin.name, code, result);
+        table.decide(name, pin.field.code(), result);
     }
 }
 

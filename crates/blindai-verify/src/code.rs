@@ -80,6 +80,10 @@ codes! {
     MeasurementMismatch = "measurement-mismatch", "if you upgraded the server, put its new measurement in the policy; if not, do not use it";
     /// The code is not signed by a signer that the policy allows, or is too old a version.
     SignerMismatch = "signer-mismatch", "if the signer or version changed as you planned, put it in the policy; if not, do not use the server";
+    /// The TEE was not set up as the policy asks: attributes, identities that its host named.
+    SetupMismatch = "setup-mismatch", "if you changed how the server is started, put it in the policy; if not, do not use it";
+    /// The machine, or what it says of itself, is not one that the policy allows.
+    HardwareMismatch = "hardware-mismatch", "if you moved the server to this machine, put it in the policy; if not, do not use it";
     /// The claims cannot be read.
     ClaimsMalformed = "claims-malformed", "update the verifier or the server; their versions do not fit";
     /// The quote was not made for these claims: another server's, or changed.

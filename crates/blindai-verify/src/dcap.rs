@@ -2,14 +2,18 @@
 
 use blindai_core::{DcapCollateral, Tee, simulation};
 use dcap_qvl::config::Config;
-use dcap_qvl::quote::{Quote, Report};
+use dcap_qvl::intel::parse_pck_extension_from_pem_with;
+use dcap_qvl::policy::{PckCertFlag, PckIdentity};
+use dcap_qvl::quote::{EnclaveReport, Header, Quote, Report, TDReport10, TDReport15};
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::RejectionCode;
+use crate::check::printable;
 use crate::crypto::Backend;
+use crate::field::{Value, Values};
 use crate::report::utc;
 
 /// Real quotes are under 16 KiB.
@@ -30,6 +34,11 @@ impl Root {
             Root::Intel => "Intel SGX Root CA",
             Root::Simulation => simulation::ROOT_NAME,
         }
+    }
+
+    /// Whether everybody can sign under it.
+    pub fn simulated(self) -> bool {
+        self == Root::Simulation
     }
 }
 
@@ -58,11 +67,7 @@ pub(crate) fn parse(quote: &[u8]) -> Result<Quote, Refused> {
 /// The root that the quote's chain says it ends in. A hint: it chooses the root to verify against,
 /// and the verification proves or refutes it.
 pub(crate) fn claimed_root(quote: &Quote, collateral: &DcapCollateral) -> Root {
-    // The library, too, takes the collateral's chain before the quote's.
-    let pem = match &collateral.pck_certificate_chain {
-        Some(chain) if chain.len() <= COLLATERAL_BYTES => chain.as_bytes(),
-        _ => quote.inner_cert_data(),
-    };
+    let pem = pck_chain(quote, Some(collateral));
     let simulated = || {
         let root = Certificate::from_der(simulation::ROOT_CERTIFICATE_DER).ok()?;
         let name = root.tbs_certificate().subject();
@@ -87,63 +92,168 @@ pub(crate) fn verify(
     now: u64,
 ) -> Result<QuoteClaims, Refused> {
     let verifier = verifier::<Backend>(root).allow_debug(allow_debug);
-    verifier
+    let claims = verifier
         .verify_with_policy(
             quote,
             to_library(collateral)?,
             now,
             &QuotePolicy::claims_only(now),
         )
-        .map_err(|error| refused(&format!("{error:#}")))
+        .map_err(|error| refused(&format!("{error:#}")))?;
+    if claims.earliest_expiration_date < now {
+        let end = utc(claims.earliest_expiration_date);
+        return Err(Refused {
+            code: RejectionCode::CollateralExpired,
+            text: format!("a part of the collateral ended at {end}"),
+        });
+    }
+    Ok(claims)
 }
 
-/// The kind of TEE, its measurements in reading order, its report data, and whether it can be read
-/// with a debugger.
+/// The advisories that apply to the platform, in order.
+// The library's own list leaves out those of a TD's current level, which can differ from the level
+// it was launched with.
+pub(crate) fn advisories(claims: &QuoteClaims) -> Vec<String> {
+    let current = claims.platform.current_tcb_level.iter();
+    let current = current.flat_map(|level| &level.advisory_ids);
+    let all = claims.tcb.advisory_ids.iter().chain(current);
+    let mut ids: Vec<_> = all.map(|id| printable(id)).collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+/// What the body of a quote says.
 pub(crate) struct Body {
     pub tee: Tee,
-    pub measurements: Vec<(&'static str, String)>,
+    pub values: Values,
     pub report_data: [u8; 64],
+    /// Whether it can be read with a debugger.
     pub debug: bool,
 }
 
 impl From<&Report> for Body {
     fn from(report: &Report) -> Self {
-        let td = match report {
-            Report::SgxEnclave(enclave) => return sgx_body(enclave),
-            Report::TD10(td) => td,
-            Report::TD15(td) => &td.base,
-            Report::TD15Ex(td) => &td.base.base,
-        };
-        let measurements = [
-            ("mrtd", td.mr_td),
-            ("rtmr0", td.rt_mr0),
-            ("rtmr1", td.rt_mr1),
-            ("rtmr2", td.rt_mr2),
-            ("rtmr3", td.rt_mr3),
-        ];
-        Self {
-            tee: Tee::Tdx,
-            measurements: measurements.map(|(n, v)| (n, hex::encode(v))).to_vec(),
-            report_data: td.report_data,
-            // The whole group "TD under debug": debug, and profiling, which leaks as well.
-            debug: td.td_attributes[0] != 0,
+        match report {
+            Report::SgxEnclave(enclave) => sgx_body(enclave),
+            Report::TD10(td) => td_body(td),
+            Report::TD15(td) => td15_body(td),
+            Report::TD15Ex(td) => td15_body(&td.base),
         }
     }
 }
 
-fn sgx_body(enclave: &dcap_qvl::verify::EnclaveReport) -> Body {
+fn td15_body(td: &TDReport15) -> Body {
+    let mut body = td_body(&td.base);
+    body.values.extend([
+        ("tee_tcb_svn2", bytes(&td.tee_tcb_svn2)),
+        ("mr_service_td", bytes(&td.mr_service_td)),
+    ]);
+    body
+}
+
+fn td_body(td: &TDReport10) -> Body {
+    let values = vec![
+        ("mrtd", bytes(&td.mr_td)),
+        ("rtmr0", bytes(&td.rt_mr0)),
+        ("rtmr1", bytes(&td.rt_mr1)),
+        ("rtmr2", bytes(&td.rt_mr2)),
+        ("rtmr3", bytes(&td.rt_mr3)),
+        ("mr_config_id", bytes(&td.mr_config_id)),
+        ("mr_owner", bytes(&td.mr_owner)),
+        ("mr_owner_config", bytes(&td.mr_owner_config)),
+        ("td_attributes", bytes(&td.td_attributes)),
+        ("xfam", bytes(&td.xfam)),
+        ("mr_seam", bytes(&td.mr_seam)),
+        ("mr_signer_seam", bytes(&td.mr_signer_seam)),
+        ("seam_attributes", bytes(&td.seam_attributes)),
+        ("tee_tcb_svn", bytes(&td.tee_tcb_svn)),
+    ];
+    Body {
+        tee: Tee::Tdx,
+        values,
+        report_data: td.report_data,
+        // The whole group "TD under debug": debug, and profiling, which leaks as well.
+        debug: td.td_attributes[0] != 0,
+    }
+}
+
+fn sgx_body(enclave: &EnclaveReport) -> Body {
     const ATTRIBUTE_DEBUG: u8 = 0x02;
+    let [low, high, ..] = enclave.reserved4;
+    let config_svn = u16::from_le_bytes([low, high]);
+    let values = vec![
+        ("mrenclave", bytes(&enclave.mr_enclave)),
+        ("mrsigner", bytes(&enclave.mr_signer)),
+        ("isv_prod_id", Value::Number(enclave.isv_prod_id.into())),
+        ("isv_svn", Value::Number(enclave.isv_svn.into())),
+        ("attributes", bytes(&enclave.attributes)),
+        ("misc_select", bytes(&enclave.misc_select.to_le_bytes())),
+        // The library calls these reserved, as they were before key separation (KSS).
+        ("config_id", bytes(&enclave.reserved3[32..])),
+        ("config_svn", Value::Number(config_svn.into())),
+        ("isv_ext_prod_id", bytes(&enclave.reserved1[12..])),
+        ("isv_family_id", bytes(&enclave.reserved4[44..])),
+    ];
     Body {
         tee: Tee::Sgx,
-        measurements: vec![
-            ("mrenclave", hex::encode(enclave.mr_enclave)),
-            ("mrsigner", hex::encode(enclave.mr_signer)),
-            ("isv_prod_id", enclave.isv_prod_id.to_string()),
-            ("isv_svn", enclave.isv_svn.to_string()),
-        ],
+        values,
         report_data: enclave.report_data,
         debug: enclave.attributes[0] & ATTRIBUTE_DEBUG != 0,
     }
+}
+
+/// What the platform's certificate and the quote's header say.
+pub(crate) fn platform(header: &Header, pck: &PckIdentity) -> Values {
+    let flag = |flag| match flag {
+        PckCertFlag::True => Some(Value::Flag(true)),
+        PckCertFlag::False => Some(Value::Flag(false)),
+        PckCertFlag::Undefined => None,
+    };
+    let values = [
+        ("fmspc", Some(bytes(&pck.fmspc))),
+        ("ppid", Some(bytes(&pck.ppid))),
+        (
+            "platform_instance_id",
+            pck.platform_instance_id.as_ref().map(|id| bytes(id)),
+        ),
+        ("pce_svn", Some(Value::Number(pck.pce_svn.into()))),
+        ("cpu_svn", Some(bytes(&pck.cpu_svn))),
+        ("smt_enabled", flag(pck.smt_enabled)),
+        ("dynamic_platform", flag(pck.dynamic_platform)),
+        ("cached_keys", flag(pck.cached_keys)),
+        ("qe_vendor_id", Some(bytes(&header.qe_vendor_id))),
+    ];
+    let said = values.into_iter();
+    said.filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+}
+
+/// What the platform's certificate says, when there is one that can be read. Nothing is verified.
+pub(crate) fn unverified_pck(
+    quote: &Quote,
+    collateral: Option<&DcapCollateral>,
+) -> Option<PckIdentity> {
+    let pem = pck_chain(quote, collateral);
+    let extension = parse_pck_extension_from_pem_with::<Backend>(trim_zeros(pem)).ok()?;
+    let instance = extension.platform_instance_id;
+    Some(PckIdentity {
+        ppid: extension.ppid,
+        cpu_svn: extension.cpu_svn,
+        pce_svn: extension.pce_svn,
+        pce_id: extension.pce_id,
+        fmspc: extension.fmspc,
+        sgx_type: extension.sgx_type.try_into().ok()?,
+        platform_instance_id: instance.and_then(|id| id.try_into().ok()),
+        dynamic_platform: extension.dynamic_platform.into(),
+        cached_keys: extension.cached_keys.into(),
+        smt_enabled: extension.smt_enabled.into(),
+        platform_provider_id: None,
+    })
+}
+
+fn bytes(bytes: &[u8]) -> Value {
+    Value::Bytes(bytes.to_vec())
 }
 
 fn verifier<C: Config>(root: Root) -> QuoteVerifier<C> {
@@ -191,6 +301,15 @@ fn to_library(c: &DcapCollateral) -> Result<QuoteCollateralV3, Refused> {
         qe_identity_signature: c.qe_identity_signature.clone(),
         pck_certificate_chain: c.pck_certificate_chain.clone(),
     })
+}
+
+// The library, too, takes the collateral's chain before the quote's.
+fn pck_chain<'a>(quote: &'a Quote, collateral: Option<&'a DcapCollateral>) -> &'a [u8] {
+    let chain = collateral.and_then(|c| c.pck_certificate_chain.as_ref());
+    match chain {
+        Some(chain) if chain.len() <= COLLATERAL_BYTES => chain.as_bytes(),
+        _ => quote.inner_cert_data(),
+    }
 }
 
 // Some quoting enclaves end the chain with a NUL, as C does.

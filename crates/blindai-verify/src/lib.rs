@@ -44,8 +44,7 @@
 //! - Whether the code is good. A measurement says *which* code runs.
 //! - Whether the operator is honest about anything outside the TEE, or keeps the service running.
 //! - Physical attacks and side channels that Intel has not published an advisory for.
-//! - Hyper-threading, the platform's owner and its location: the quote's platform flags are not
-//!   appraised beyond what Intel's TCB status says of them.
+//! - Hyper-threading, unless the policy asks for `smt_enabled = false`, and where the machine stands.
 //! - SEV-SNP: a policy that names it is refused.
 //!
 //! # The policy file
@@ -65,6 +64,11 @@
 //!     mrsigner = ["83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e"]
 //!     isv_prod_id = 1
 //!     min_isv_svn = 1
+//!     ## Each field that [`observe`] shows can be pinned. Bits, with a mask of those that count:
+//!     attributes = { value = "05000000000000000000000000000000", mask = "ffffffffffffffff0000000000000000" }
+//!     ## The machine, and what its certificate says of it.
+//!     ppid = ["d04ec06d4e6d92dc90d0ad3cf5ee2ddf"]
+//!     smt_enabled = false
 //!
 //!     ## mrtd, rtmr1 and rtmr2 are required: MRTD alone measures the firmware, not the kernel.
 //!     ## rtmr0 and rtmr3 may be added.
@@ -90,7 +94,8 @@
 //! assert!(!policy.accepts_simulation());
 //! # Ok::<(), blindai_verify::PolicyError>(())
 //! ```
-//! Unknown keys are refused, all mistakes are reported at once, and a policy that would let code run
+//! [`Observation::to_policy_toml`] writes such a file from evidence, with all fields that can be
+//! pinned and what each means. Unknown keys are refused, all mistakes are reported at once, and a policy that would let code run
 //! that nobody named does not compile.
 //!
 //! # Simulation
@@ -107,6 +112,10 @@ mod check;
 mod code;
 mod crypto;
 mod dcap;
+mod difference;
+mod draft;
+mod field;
+mod observe;
 mod policy;
 mod report;
 
@@ -114,5 +123,7 @@ pub use appraise::{Binding, appraise_quote, verify};
 pub use certificate::{CertificateEvidence, read_certificate};
 pub use check::{Check, Outcome, Rejection, checks};
 pub use code::RejectionCode;
+pub use difference::Difference;
+pub use observe::{Observation, Verification, Verified, observe};
 pub use policy::{DangerousPolicy, Policy, PolicyError};
 pub use report::{QuoteReport, VerifiedReport};

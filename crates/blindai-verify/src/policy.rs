@@ -7,6 +7,7 @@ use dcap_qvl::TcbStatus;
 use toml::{Table, Value};
 
 use crate::dcap::Root;
+use crate::field::{self, Allowed, Field, Form};
 
 /// What a verifier accepts. The [crate documentation](crate#the-policy-file) shows the file.
 #[derive(Clone, Debug)]
@@ -51,16 +52,21 @@ impl Policy {
     /// [`TrustRootSimulation`](crate::RejectionCode::TrustRootSimulation), hardware that holds
     /// otherwise as [`MeasurementMismatch`](crate::RejectionCode::MeasurementMismatch).
     pub fn accept_nothing() -> Self {
-        let pin = |tee, name| Pin {
-            tee,
-            name,
-            allowed: Allowed::OneOf(Vec::new()),
+        let nothing = |tee| {
+            let code = Field::of(tee).find(|field| field.group == field::Group::Code);
+            code.map(|field| Pin {
+                tee,
+                field,
+                allowed: Allowed::OneOf(Vec::new()),
+            })
         };
+        let tees = vec![Tee::Sgx, Tee::Tdx];
+        let pins = tees.iter().filter_map(|tee| nothing(*tee)).collect();
         Self {
-            tees: vec![Tee::Sgx, Tee::Tdx],
+            tees,
             intel_root: true,
             simulation_root: false,
-            pins: vec![pin(Tee::Sgx, "mrenclave"), pin(Tee::Tdx, "mrtd")],
+            pins,
             allowed_statuses: vec![TcbStatus::UpToDate],
             exceptions: Vec::new(),
             min_evaluation_number: None,
@@ -85,6 +91,13 @@ impl Policy {
     /// Whether simulated evidence would pass.
     pub fn accepts_simulation(&self) -> bool {
         self.simulation_root
+    }
+
+    /// When the exception for this ends, if there is one that still holds.
+    pub(crate) fn excepted_until(&self, of: &Excepted, now: u64) -> Option<u64> {
+        let holding = |e: &&Exception| e.of == *of && now < e.until;
+        let holding = self.exceptions.iter().filter(holding);
+        holding.map(|exception| exception.until).max()
     }
 
     pub(crate) fn accepts_root(&self, root: Root) -> bool {
@@ -138,19 +151,18 @@ impl fmt::Display for PolicyError {
 
 impl std::error::Error for PolicyError {}
 
-/// What one measurement of one kind of TEE may be.
-#[derive(Clone, Debug)]
+/// What one field of one kind of TEE may be.
+#[derive(Clone)]
 pub(crate) struct Pin {
     pub tee: Tee,
-    pub name: &'static str,
+    pub field: &'static Field,
     pub allowed: Allowed,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) enum Allowed {
-    /// One of these texts, hexadecimal and lower case; of none, nothing holds.
-    OneOf(Vec<String>),
-    AtLeast(u16),
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}: {}", self.tee, self.field.name, self.allowed)
+    }
 }
 
 /// What is accepted until a time although it is not up to date.
@@ -176,13 +188,10 @@ fn not_toml(text: &str, error: &toml::de::Error) -> String {
 fn read_policy(mut top: Section<'_>) -> Policy {
     let tees = read_tees(&mut top);
     let mut pins = Vec::new();
-    for (tee, read) in [
-        (Tee::Sgx, read_sgx as fn(Section<'_>) -> Vec<Pin>),
-        (Tee::Tdx, read_tdx),
-    ] {
+    for tee in [Tee::Sgx, Tee::Tdx] {
         match (top.section(tee.as_str()), tees.contains(&tee)) {
             (Some(section), named) => {
-                pins.extend(read(section));
+                pins.extend(read_pins(tee, section));
                 if !named {
                     top.problem(tee.as_str(), "stands there, but \"tee\" does not name it");
                 }
@@ -205,7 +214,7 @@ fn read_policy(mut top: Section<'_>) -> Policy {
                 d.parse().ok()
             })
             .unwrap_or_default(),
-        allow_debug: top.boolean("dangerous_allow_debug"),
+        allow_debug: top.flag("dangerous_allow_debug").unwrap_or(false),
     };
     top.finish();
     policy
@@ -225,56 +234,97 @@ fn read_tees(top: &mut Section<'_>) -> Vec<Tee> {
     tees
 }
 
-// A signer alone would let every product and every old,
-// vulnerable version of that signer pass.
-fn read_sgx(mut section: Section<'_>) -> Vec<Pin> {
-    let enclaves = section.hex("mrenclave", 32);
-    let signers = section.hex("mrsigner", 32);
-    let product: Option<u16> = section.integer("isv_prod_id");
-    let version: Option<u16> = section.integer("min_isv_svn");
-    if enclaves.is_none() && signers.is_none() {
-        section.problem("", "names neither mrenclave nor mrsigner");
-    } else if enclaves.is_none() && (product.is_none() || version.is_none()) {
-        section.problem("mrsigner", "needs isv_prod_id and min_isv_svn beside it");
+fn read_pins(tee: Tee, mut section: Section<'_>) -> Vec<Pin> {
+    let pins: Vec<_> = Field::of(tee)
+        .filter_map(|field| {
+            let allowed = read_allowed(field, &mut section)?;
+            Some(Pin {
+                tee,
+                field,
+                allowed,
+            })
+        })
+        .collect();
+    let named = |name: &str| pins.iter().any(|pin| pin.field.name == name);
+    match tee {
+        Tee::Sgx => require_enclave(&section, named),
+        Tee::Tdx => require_system(&section, named),
+        Tee::SevSnp => {}
     }
     section.finish();
-    let pin = |name, allowed| Pin {
-        tee: Tee::Sgx,
-        name,
-        allowed,
-    };
-    let product = product.map(|id| vec![id.to_string()]);
-    [
-        ("mrenclave", enclaves.map(Allowed::OneOf)),
-        ("mrsigner", signers.map(Allowed::OneOf)),
-        ("isv_prod_id", product.map(Allowed::OneOf)),
-        ("isv_svn", version.map(Allowed::AtLeast)),
-    ]
-    .into_iter()
-    .filter_map(|(name, allowed)| Some(pin(name, allowed?)))
-    .collect()
+    pins
+}
+
+// A signer alone would let every product and every old,
+// vulnerable version of that signer pass.
+fn require_enclave(section: &Section<'_>, named: impl Fn(&str) -> bool) {
+    match (named("mrenclave"), named("mrsigner")) {
+        (true, _) => {}
+        (false, false) => section.problem("", "names neither mrenclave nor mrsigner"),
+        (false, true) if named("isv_prod_id") && named("isv_svn") => {}
+        (false, true) => section.problem("mrsigner", "needs isv_prod_id and min_isv_svn beside it"),
+    }
 }
 
 // MRTD measures the virtual firmware only. Whoever starts the TD chooses kernel and initial disk,
 // which RTMR1 and RTMR2 measure: without them any kernel would pass.
-fn read_tdx(mut section: Section<'_>) -> Vec<Pin> {
-    let mut pins = Vec::new();
-    for name in ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"] {
-        match section.hex(name, 48) {
-            Some(values) => pins.push(Pin {
-                tee: Tee::Tdx,
-                name,
-                allowed: Allowed::OneOf(values),
-            }),
-            None if matches!(name, "mrtd" | "rtmr1" | "rtmr2") => section.problem(
+fn require_system(section: &Section<'_>, named: impl Fn(&str) -> bool) {
+    for name in ["mrtd", "rtmr1", "rtmr2"] {
+        if !named(name) {
+            section.problem(
                 name,
                 "is missing; mrtd, rtmr1 and rtmr2 together measure firmware, kernel and initial disk",
-            ),
-            None => {}
+            );
         }
     }
-    section.finish();
-    pins
+}
+
+fn read_allowed(field: &Field, section: &mut Section<'_>) -> Option<Allowed> {
+    let key = &field.key();
+    match field.form {
+        Form::OneOf(bytes) => {
+            let values = section.hex(key, bytes)?.into_iter();
+            Some(Allowed::OneOf(values.map(field::Value::Bytes).collect()))
+        }
+        Form::Exactly => {
+            let number: u16 = section.integer(key)?;
+            Some(Allowed::OneOf(vec![field::Value::Number(number.into())]))
+        }
+        Form::AtLeast => {
+            let least: u16 = section.integer(key)?;
+            Some(Allowed::AtLeast(least.into()))
+        }
+        Form::EachAtLeast(bytes) => section.one_hex(key, bytes).map(Allowed::EachAtLeast),
+        Form::Bits(bytes) => read_bits(bytes, section.section(key)?),
+        Form::Flag => {
+            let flag = section.flag(key)?;
+            Some(Allowed::OneOf(vec![field::Value::Flag(flag)]))
+        }
+        Form::Shown => None,
+    }
+}
+
+fn read_bits(bytes: usize, mut bits: Section<'_>) -> Option<Allowed> {
+    let [value, mask] = ["value", "mask"].map(|key| {
+        if !bits.table.contains_key(key) {
+            bits.problem(key, "is missing");
+        }
+        bits.one_hex(key, bytes)
+    });
+    let (value, mask) = (value?, mask?);
+    // Such a line could never hold, and one without bits would hold for all.
+    if value
+        .iter()
+        .zip(&mask)
+        .any(|(value, mask)| value & !mask != 0)
+    {
+        bits.problem("value", "has bits outside its mask");
+    }
+    if mask.iter().all(|byte| *byte == 0) {
+        bits.problem("mask", "has no bits");
+    }
+    bits.finish();
+    Some(Allowed::Bits { value, mask })
 }
 
 fn read_tcb(top: &mut Section<'_>) -> (Vec<TcbStatus>, Vec<Exception>, Option<u32>) {
@@ -396,9 +446,8 @@ impl<'a> Section<'a> {
         self.parsed(key, "a list of texts", Some)
     }
 
-    fn boolean(&mut self, key: &str) -> bool {
-        let taken = self.take(key, "true or false", |value| value.as_bool());
-        taken.unwrap_or(false)
+    fn flag(&mut self, key: &str) -> Option<bool> {
+        self.take(key, "true or false", |value| value.as_bool())
     }
 
     fn integer<T: TryFrom<i64>>(&mut self, key: &str) -> Option<T> {
@@ -407,14 +456,16 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A list of hexadecimal texts of so many bytes, in lower case. An empty list allows nothing
-    /// and is a mistake, not the absence of a pin.
-    fn hex(&mut self, key: &str, bytes: usize) -> Option<Vec<String>> {
+    /// A list of hexadecimal texts of so many bytes. An empty list allows nothing and is a mistake,
+    /// not the absence of a pin.
+    fn hex(&mut self, key: &str, bytes: usize) -> Option<Vec<Vec<u8>>> {
         let form = format!("a list of texts of {} hexadecimal digits", bytes * 2);
-        self.parsed(key, &form, |text: String| {
-            let valid = hex::decode(&text).is_ok_and(|value| value.len() == bytes);
-            valid.then(|| text.to_lowercase())
-        })
+        self.parsed(key, &form, |text| hex_of(&text, bytes))
+    }
+
+    fn one_hex(&mut self, key: &str, bytes: usize) -> Option<Vec<u8>> {
+        let form = format!("a text of {} hexadecimal digits", bytes * 2);
+        self.take(key, &form, |value| hex_of(value.as_str()?, bytes))
     }
 
     fn parsed<T>(
@@ -440,6 +491,10 @@ impl<'a> Section<'a> {
         }
         status.copied()
     }
+}
+
+fn hex_of(text: &str, bytes: usize) -> Option<Vec<u8>> {
+    hex::decode(text).ok().filter(|value| value.len() == bytes)
 }
 
 fn list(value: Value) -> Option<Vec<Value>> {
@@ -583,7 +638,9 @@ mod tests {
         let [pin] = policy.pins.as_slice() else {
             panic!("one pin")
         };
-        assert!(matches!(&pin.allowed, Allowed::OneOf(v) if *v == ["aa".repeat(32)]));
+        assert!(
+            matches!(&pin.allowed, Allowed::OneOf(v) if *v == [field::Value::Bytes(vec![0xaa; 32])])
+        );
     }
 
     #[test]

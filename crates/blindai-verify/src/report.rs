@@ -25,6 +25,7 @@ pub struct QuoteReport {
     pub(crate) tcb_status: String,
     pub(crate) advisories: Vec<String>,
     pub(crate) measurements: Vec<(&'static str, String)>,
+    pub(crate) details: Vec<(&'static str, String)>,
     pub(crate) checks: Vec<Check>,
     pub(crate) verified_at: u64,
     pub(crate) valid_until: u64,
@@ -38,7 +39,7 @@ impl QuoteReport {
 
     /// Whether the evidence is simulated and therefore protects nothing.
     pub fn simulated(&self) -> bool {
-        self.root == Root::Simulation
+        self.root.simulated()
     }
 
     /// The name of the root that the chain of certificates ends in.
@@ -59,6 +60,11 @@ impl QuoteReport {
     /// The measurements with their names: hexadecimal digests, decimal numbers.
     pub fn measurements(&self) -> &[(&'static str, String)] {
         &self.measurements
+    }
+
+    /// What else was said, with names: how the TEE was set up, and on which hardware.
+    pub fn details(&self) -> &[(&'static str, String)] {
+        &self.details
     }
 
     /// The measurement of this name.
@@ -89,10 +95,6 @@ impl QuoteReport {
     }
 
     fn json(&self, verdict: &str) -> Value {
-        let measurements = self.measurements.iter();
-        let measurements: Map<_, _> = measurements
-            .map(|(name, value)| ((*name).to_owned(), json!(value)))
-            .collect();
         json!({
             "verdict": verdict,
             "tee": self.tee.as_str(),
@@ -100,7 +102,8 @@ impl QuoteReport {
             "trust_root": self.trust_root(),
             "tcb_status": self.tcb_status,
             "advisories": self.advisories,
-            "measurements": measurements,
+            "measurements": json_object(&self.measurements),
+            "details": json_object(&self.details),
             "verified_at": self.verified_at,
             "valid_until": self.valid_until,
             "checks": self.checks.iter().map(Check::to_json).collect::<Vec<_>>(),
@@ -169,6 +172,11 @@ impl VerifiedReport {
         self.quote.measurements()
     }
 
+    /// What else was said, with names: how the TEE was set up, and on which hardware.
+    pub fn details(&self) -> &[(&'static str, String)] {
+        self.quote.details()
+    }
+
     /// The measurement of this name.
     pub fn measurement(&self, name: &str) -> Option<&str> {
         self.quote.measurement(name)
@@ -191,7 +199,7 @@ impl VerifiedReport {
     }
 
     /// `{"verdict": "trusted", "tee", "simulated", "trust_root", "tcb_status", "advisories",
-    /// "measurements", "verified_at", "valid_until", "checks", "claims"}`
+    /// "measurements", "details", "verified_at", "valid_until", "checks", "claims"}`
     pub fn to_json(&self) -> Value {
         let mut json = self.quote.json("trusted");
         json["claims"] = json!({
@@ -210,6 +218,11 @@ impl fmt::Display for VerifiedReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.quote.text("trusted"))
     }
+}
+
+pub(crate) fn json_object(values: &[(&'static str, String)]) -> Map<String, Value> {
+    let entry = |(name, value): &(&str, String)| ((*name).to_owned(), json!(value));
+    values.iter().map(entry).collect()
 }
 
 /// A time for people; far beyond any calendar it stays a number.

@@ -1,5 +1,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod rows;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,0 +1,127 @@
+use std::fmt;
+
+use blindai_core::Digest;
+
+use crate::check::checks;
+use crate::observe::{Observation, Verified};
+use crate::policy::{Excepted, Policy};
+
+/// One thing in which an observation is not as a policy asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    name: &'static str,
+    policy: String,
+    seen: String,
+}
+
+impl Difference {
+    /// The name of the check that fails for it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What the policy asks, for people.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// What was seen, for people.
+    pub fn seen(&self) -> &str {
+        &self.seen
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, policy, seen } = self;
+        write!(f, "{name}: the policy allows {policy}, seen is {seen}")
+    }
+}
+
+impl Policy {
+    /// Everything in which an observation is not as this policy asks, at the time of the
+    /// observation: what changed after an upgrade. None when the evidence would be accepted, as far
+    /// as it needs no connection.
+    pub fn differences(&self, seen: &Observation) -> Vec<Difference> {
+        let mut found = List(Vec::new());
+        if !self.tees.contains(&seen.tee) {
+            let tees: Vec<_> = self.tees.iter().map(|tee| tee.as_str()).collect();
+            found.add(checks::TEE, tees.join(" or "), seen.tee.to_string());
+        }
+        match seen.verified() {
+            Some(verified) => self.compare_verified(verified, seen.observed_at, &mut found),
+            None => found.add(
+                checks::QUOTE,
+                "what verifies".to_owned(),
+                seen.verification.to_string(),
+            ),
+        }
+        if seen.debug && !self.allow_debug {
+            found.add(checks::DEBUG, "off".to_owned(), "on".to_owned());
+        }
+        for pin in self.pins.iter().filter(|pin| pin.tee == seen.tee) {
+            let value = seen.value(pin.field);
+            if !value.is_some_and(|value| pin.allowed.holds(value)) {
+                let value = value.map_or("nothing".to_owned(), ToString::to_string);
+                found.add(pin.field.name, pin.allowed.to_string(), value);
+            }
+        }
+        self.compare_config(seen.config_digest, &mut found);
+        found.0
+    }
+
+    fn compare_verified(&self, verified: &Verified, now: u64, found: &mut List) {
+        if !self.accepts_root(verified.root) {
+            let root = match self.intel_root {
+                true => "hardware",
+                false => "the simulation",
+            };
+            let seen = verified.trust_root().to_owned();
+            found.add(checks::TRUST_ROOT, root.to_owned(), seen);
+        }
+        let names: Vec<_> = self
+            .allowed_statuses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let status = &verified.tcb_status;
+        let excepted = |e: &Excepted| self.excepted_until(e, now).is_some();
+        let status_excepted = self.exceptions.iter().any(|exception| match &exception.of {
+            Excepted::Status(s) => s.to_string() == *status && excepted(&exception.of),
+            Excepted::Advisory(_) => false,
+        });
+        if !names.contains(status) && !status_excepted {
+            found.add(checks::TCB_STATUS, names.join(" or "), status.clone());
+        }
+        for id in &verified.advisories {
+            if !excepted(&Excepted::Advisory(id.clone())) {
+                let asked = "no advisory without an exception".to_owned();
+                found.add(checks::TCB_ADVISORIES, asked, id.clone());
+            }
+        }
+        let number = verified.evaluation_number;
+        if let Some(minimum) = self.min_evaluation_number
+            && number.is_none_or(|number| number < minimum)
+        {
+            let number = number.map_or("nothing".to_owned(), |number| number.to_string());
+            found.add(checks::TCB_EVALUATION, format!("{minimum} or more"), number);
+        }
+    }
+
+    fn compare_config(&self, seen: Option<Digest>, found: &mut List) {
+        let allowed = &self.config_digests;
+        if !allowed.is_empty() && !seen.is_some_and(|digest| allowed.contains(&digest)) {
+            let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+            let seen = seen.map_or("nothing".to_owned(), |digest| digest.to_string());
+            found.add(checks::CONFIG_DIGEST, allowed.join(" or "), seen);
+        }
+    }
+}
+
+struct List(Vec<Difference>);
+
+impl List {
+    fn add(&mut self, name: &'static str, policy: String, seen: String) {
+        self.0.push(Difference { name, policy, seen });
+    }
+}
