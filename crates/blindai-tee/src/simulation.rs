@@ -151,6 +151,18 @@ impl Simulation {
         simulation.collateral()?;
         Ok(simulation)
     }
+
+    /// Signs any 64 bytes, as real platforms do: for emulations of a kernel's interface, which get
+    /// bytes and not [`ReportData`].
+    ///
+    /// # Errors
+    /// As [`Attester::quote`].
+    pub fn sign(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, TeeError> {
+        match &self.platform {
+            Platform::Intel(_, quoter) => quoter.quote(report_data),
+            Platform::Amd(chip) => chip.report(report_data),
+        }
+    }
 }
 
 impl Platform {
@@ -175,10 +187,7 @@ impl Attester for Simulation {
     }
 
     fn quote(&self, report_data: &ReportData) -> Result<Vec<u8>, TeeError> {
-        match &self.platform {
-            Platform::Intel(_, quoter) => quoter.quote(report_data),
-            Platform::Amd(chip) => chip.report(report_data),
-        }
+        self.sign(report_data.as_bytes())
     }
 
     fn collateral(&self) -> Result<Option<Collateral>, TeeError> {

@@ -7,7 +7,7 @@ use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{KeyPair as _, RSA_PSS_SHA384, RsaKeyPair};
 use blindai_core::simulation::{ARK_CERTIFICATE_DER, ARK_NAME, ASK_CERTIFICATE_DER, ASK_NAME};
-use blindai_core::{ReportData, SnpCollateral};
+use blindai_core::SnpCollateral;
 use rcgen::PublicKeyData as _;
 use yasna::models::{ObjectIdentifier, UTCTime};
 use yasna::{DERWriter, Tag, construct_der};
@@ -55,9 +55,9 @@ impl Chip {
     }
 
     /// A report over `report_data`: one signature, little-endian, each half padded to 72 bytes.
-    pub(super) fn report(&self, report_data: &ReportData) -> Result<Vec<u8>, TeeError> {
+    pub(super) fn report(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, TeeError> {
         let mut report = self.unsigned.clone();
-        report[REPORT_DATA_AT..][..64].copy_from_slice(report_data.as_bytes());
+        report[REPORT_DATA_AT..][..64].copy_from_slice(report_data);
         let signature = self.vcek.sign(&report)?;
         for half in signature.chunks(signature.len() / 2) {
             report.extend(half.iter().rev());

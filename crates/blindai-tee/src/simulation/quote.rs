@@ -4,7 +4,7 @@
 //! (version 4). All numbers are little-endian.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use blindai_core::{ReportData, Tee};
+use blindai_core::Tee;
 
 use super::forge::{Draft, Forge};
 use super::pki::{CPU_SVN, PCE_SVN, Pki, RawKey};
@@ -55,12 +55,12 @@ impl Quoter {
     }
 
     /// A quote over `report_data`: one signature.
-    pub(super) fn quote(&self, report_data: &ReportData) -> Result<Vec<u8>, TeeError> {
+    pub(super) fn quote(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, TeeError> {
         let public_key = self.attestation_key.public_key();
         let signature_data = SIGNATURE_BYTES + public_key.len() + self.certification.len();
         let mut quote = Vec::with_capacity(self.unsigned.len() + 4 + signature_data);
         quote.extend_from_slice(&self.unsigned[..self.unsigned.len() - REPORT_DATA_BYTES]);
-        quote.extend_from_slice(report_data.as_bytes());
+        quote.extend_from_slice(report_data);
         let signature = self.attestation_key.sign(&quote)?;
         quote.extend_from_slice(&(signature_data as u32).to_le_bytes());
         quote.extend_from_slice(&signature);
