@@ -31,12 +31,19 @@
 #![forbid(unsafe_code)]
 
 mod attester;
+mod detect;
+mod device;
 mod error;
+mod gramine;
 mod measurement;
+mod signed;
 mod simulation;
+mod tsm;
 
 pub use attester::Attester;
+pub use detect::detect;
 pub use error::{TeeError, TeeErrorKind};
+pub use gramine::Gramine;
 pub use measurement::{Measurement, RUNNING_EXECUTABLE, measure_executable};
 #[cfg(feature = "forge")]
 pub use simulation::{Certificate, Draft, Extension, RevocationList};
@@ -46,3 +53,4 @@ pub use simulation::{
     SIMULATION_ASK_PRIVATE_KEY_KNOWN_TO_EVERYONE, SIMULATION_ROOT_PRIVATE_KEY_KNOWN_TO_EVERYONE,
     Simulation, SimulationOptions, simulated_rtmr,
 };
+pub use tsm::Tsm;

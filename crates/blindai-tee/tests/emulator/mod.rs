@@ -1,0 +1,12 @@
+//! Emulations of the kernel interfaces that attesters use, as file systems in user space (FUSE).
+//!
+//! They keep the traps of the real ones: files that appear with a directory, writes that count only
+//! when the file is closed, state shared by everybody, lengths that are cut without a word. What they
+//! answer is signed by a [`blindai_tee::Simulation`].
+#![allow(dead_code)] // Each test file uses its own part.
+
+mod files;
+pub mod gramine;
+pub mod tsm;
+
+pub use files::Mounted;

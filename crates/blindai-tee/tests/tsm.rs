@@ -1,0 +1,150 @@
+//! Guests through configfs-tsm, on an emulation of the kernel's interface.
+
+mod emulator;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread;
+
+use blindai_core::{ReportData, Tee};
+use blindai_tee::{
+    Attester, Measurement, Simulation, SimulationOptions, TeeError, TeeErrorKind, Tsm,
+};
+use emulator::Mounted;
+use emulator::tsm::{self, Fault};
+
+#[test]
+fn a_trust_domain_is_recognised_by_its_provider() {
+    let kernel = trust_domain();
+    let attester = Tsm::at(kernel.path()).unwrap();
+    assert_eq!(attester.tee(), Tee::Tdx);
+    assert!(!attester.is_simulated());
+    assert_eq!(attester.collateral(), Ok(None));
+}
+
+#[test]
+fn every_request_has_an_entry_of_its_own_and_removes_it() {
+    let kernel = trust_domain();
+    let attester = Tsm::at(kernel.path()).unwrap();
+    for seed in 0..3 {
+        attester.quote(&report_data(seed)).unwrap();
+    }
+    // One at the start.
+    assert_eq!(kernel.tree.entries_made(), 4);
+    assert_eq!(kernel.tree.entries_left(), 0);
+}
+
+#[test]
+fn concurrent_requests_get_their_own_answers() {
+    let kernel = trust_domain();
+    let attester = Tsm::at(kernel.path()).unwrap();
+    let quotes: BTreeSet<Vec<u8>> = thread::scope(|scope| {
+        let ask = |seed| attester.quote(&report_data(seed)).unwrap();
+        let asking: Vec<_> = (0..8).map(|seed| scope.spawn(move || ask(seed))).collect();
+        asking
+            .into_iter()
+            .map(|asked| asked.join().unwrap())
+            .collect()
+    });
+    assert_eq!(quotes.len(), 8);
+    assert_eq!(kernel.tree.entries_left(), 0);
+}
+
+#[test]
+fn a_busy_kernel_is_asked_again_but_not_for_ever() {
+    let kernel = trust_domain();
+    let attester = Tsm::at(kernel.path()).unwrap();
+    kernel.tree.be_busy(3);
+    attester.quote(&report_data(1)).unwrap();
+    assert_eq!(kernel.tree.entries_made(), 1 + 4);
+
+    kernel.tree.be_busy(u32::MAX);
+    let error = attester.quote(&report_data(1)).unwrap_err();
+    assert_eq!(error.kind(), TeeErrorKind::Platform);
+    assert!(error.fact().contains("busy"), "{error}");
+    assert_eq!(kernel.tree.entries_made(), 5 + 11);
+    assert_eq!(kernel.tree.entries_left(), 0);
+}
+
+#[test]
+fn whatever_is_wrong_with_the_answer_is_refused() {
+    let kernel = trust_domain();
+    let attester = Tsm::at(kernel.path()).unwrap();
+    attester.quote(&report_data(1)).unwrap();
+    for (fault, fact) in [
+        (Fault::EmptyOutblob, "outblob is empty"),
+        (Fault::TruncatedOutblob(47), "47 bytes came"),
+        (Fault::TruncatedOutblob(632), "632 bytes came"),
+        (Fault::TruncatedOutblob(1184), "1184 bytes came"),
+        (Fault::EndlessOutblob, "over 65536 bytes"),
+        (Fault::StaleOutblob, "other report data"),
+        (Fault::Intruder, "somebody else wrote"),
+        (Fault::Swapped, "other report data"),
+        (Fault::LostWrite, "our write was lost"),
+        (Fault::ShortWrite, "32 of 64 bytes"),
+        (Fault::NoGeneration, "generation is not a number"),
+    ] {
+        kernel.tree.set(fault);
+        let error = attester.quote(&report_data(2)).unwrap_err();
+        assert_eq!(error.kind(), TeeErrorKind::Platform, "{fault:?}: {error}");
+        assert!(error.fact().contains(fact), "{fault:?}: {error}");
+        assert_eq!(kernel.tree.entries_left(), 0, "{fault:?}");
+    }
+    kernel.tree.set(Fault::None);
+    attester.quote(&report_data(2)).unwrap();
+}
+
+#[test]
+fn a_kernel_without_a_guest_driver_is_unsupported() {
+    let kernel = trust_domain();
+    for (fault, fact) in [
+        (Fault::NoDriver, "no entry can be made"),
+        (Fault::OtherProvider, "arm_cca_guest"),
+    ] {
+        kernel.tree.set(fault);
+        let error = refused(&kernel);
+        assert_eq!(error.kind(), TeeErrorKind::Unsupported, "{error}");
+        assert!(error.fact().contains(fact), "{error}");
+        assert_eq!(kernel.tree.entries_left(), 0);
+    }
+    let nowhere = tempfile::tempdir().unwrap();
+    let error = Tsm::at(nowhere.path().join("report")).unwrap_err();
+    assert_eq!(error.kind(), TeeErrorKind::Unsupported, "{error}");
+    // A folder that is no configfs: nothing appears in a new entry.
+    let error = Tsm::at(nowhere.path()).unwrap_err();
+    assert!(error.fact().contains("provider"), "{error}");
+    assert_eq!(fs::read_dir(nowhere.path()).unwrap().count(), 0);
+}
+
+/// The emulation keeps the kernel's rules; otherwise the tests above would prove little.
+#[test]
+fn the_emulated_kernel_insists_on_64_bytes() {
+    let kernel = trust_domain();
+    fs::create_dir(kernel.file("x")).unwrap();
+    let generation = || fs::read_to_string(kernel.file("x/generation")).unwrap();
+    assert_eq!(generation(), "0\n");
+    fs::read(kernel.file("x/outblob")).unwrap_err();
+    fs::write(kernel.file("x/inblob"), [1; 65]).unwrap_err();
+    fs::write(kernel.file("x/inblob"), [1; 63]).unwrap();
+    assert_eq!(generation(), "1\n");
+    let error = fs::read(kernel.file("x/outblob")).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    fs::write(kernel.file("x/inblob"), [1; 64]).unwrap();
+    assert_eq!(generation(), "2\n");
+    assert!(!fs::read(kernel.file("x/outblob")).unwrap().is_empty());
+    fs::remove_dir(kernel.file("x")).unwrap();
+    assert!(!kernel.file("x/outblob").exists());
+}
+
+fn refused(kernel: &Mounted<tsm::Tsm>) -> TeeError {
+    Tsm::at(kernel.path()).unwrap_err()
+}
+
+fn trust_domain() -> Mounted<tsm::Tsm> {
+    let options = SimulationOptions::new(Measurement::MrTd([0xcd; 48]));
+    tsm::Tsm::mount(Simulation::new(options).unwrap())
+}
+
+fn report_data(seed: u8) -> ReportData {
+    ReportData::of_claims(&[seed])
+}
