@@ -1,5 +1,8 @@
 //! What every attester must do, written once over `&dyn Attester` and run for each of them; then
-//! what is particular to the simulation. The verifier is the one of production, `dcap-qvl`.
+//! what is particular to the simulation. The verifier is the one of production, `dcap-qvl`. Attesters
+//! that use devices run on emulated ones, which a simulation answers.
+
+mod emulator;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -8,8 +11,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use blindai_core::simulation::ROOT_CERTIFICATE_DER;
 use blindai_core::{Collateral, DcapCollateral, ReportData, Tee};
 use blindai_tee::{
-    Attester, Measurement, SIMULATED_FMSPC, SIMULATED_MRSIGNER, SIMULATED_PLATFORM_INSTANCE_ID,
-    SIMULATED_PPID, Simulation, SimulationOptions, TeeErrorKind, simulated_rtmr,
+    Attester, Gramine, Measurement, SIMULATED_FMSPC, SIMULATED_MRSIGNER,
+    SIMULATED_PLATFORM_INSTANCE_ID, SIMULATED_PPID, Simulation, SimulationOptions, TeeErrorKind,
+    Tsm, simulated_rtmr,
 };
 use dcap_qvl::policy::QuoteClaims;
 use dcap_qvl::quote::Quote;
@@ -18,20 +22,38 @@ use dcap_qvl::{QuoteCollateralV3, QuotePolicy, TcbStatus};
 
 #[test]
 fn the_sgx_simulation_conforms() {
-    conforms(&simulation(MR_ENCLAVE), ROOT_CERTIFICATE_DER);
+    let platform = simulation(MR_ENCLAVE);
+    conforms(&platform, &platform, ROOT_CERTIFICATE_DER);
 }
 
 #[test]
 fn the_tdx_simulation_conforms() {
-    conforms(&simulation(MR_TD), ROOT_CERTIFICATE_DER);
+    let platform = simulation(MR_TD);
+    conforms(&platform, &platform, ROOT_CERTIFICATE_DER);
 }
 
-/// The contract of [`Attester`], at the time [`NOW`].
-fn conforms(attester: &dyn Attester, trust_root: &[u8]) {
+#[test]
+fn an_enclave_under_gramine_conforms() {
+    let enclave = emulator::gramine::Gramine::mount(simulation(MR_ENCLAVE));
+    let attester = Gramine::at(enclave.path()).unwrap();
+    conforms(&attester, enclave.tree.platform(), ROOT_CERTIFICATE_DER);
+}
+
+#[test]
+fn a_trust_domain_through_configfs_conforms() {
+    let kernel = emulator::tsm::Tsm::mount(simulation(MR_TD));
+    let attester = Tsm::at(kernel.path()).unwrap();
+    conforms(&attester, kernel.tree.platform(), ROOT_CERTIFICATE_DER);
+}
+
+/// The contract of [`Attester`], at the time [`NOW`]. The `vendor` gives the collateral: with the
+/// simulation it is the same one, with hardware another.
+fn conforms(attester: &dyn Attester, vendor: &dyn Attester, trust_root: &[u8]) {
+    let collateral = dcap(vendor);
     signs_what_it_is_given(attester);
-    verifies_under_its_root_only(attester, trust_root);
-    refuses_every_flipped_byte(attester, trust_root);
-    staples_collateral_that_expires(attester, trust_root);
+    verifies_under_its_root_only(attester, &collateral, trust_root);
+    refuses_every_flipped_byte(attester, &collateral, trust_root);
+    is_endorsed_for_a_time(attester, &collateral, trust_root);
     describes_itself(attester);
 }
 
@@ -44,23 +66,27 @@ fn signs_what_it_is_given(attester: &dyn Attester) {
     }
 }
 
-fn verifies_under_its_root_only(attester: &dyn Attester, trust_root: &[u8]) {
+fn verifies_under_its_root_only(
+    attester: &dyn Attester,
+    collateral: &DcapCollateral,
+    trust_root: &[u8],
+) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = dcap(attester);
-    let claims = verify(&quote, &collateral, NOW, trust_root).unwrap();
+    let claims = verify(&quote, collateral, NOW, trust_root).unwrap();
     assert_eq!(claims.tcb.status, TcbStatus::UpToDate);
     assert!(claims.tcb.advisory_ids.is_empty());
-    if attester.is_simulated() {
-        let prod = QuoteVerifier::new_prod();
-        let strict = QuotePolicy::strict(NOW);
-        let refused = prod.verify_with_policy(&quote, to_dcap(&collateral), NOW, &strict);
-        assert!(refused.is_err());
-    }
+    let prod = QuoteVerifier::new_prod();
+    let strict = QuotePolicy::strict(NOW);
+    let refused = prod.verify_with_policy(&quote, to_dcap(collateral), NOW, &strict);
+    assert!(refused.is_err());
 }
 
-fn refuses_every_flipped_byte(attester: &dyn Attester, trust_root: &[u8]) {
+fn refuses_every_flipped_byte(
+    attester: &dyn Attester,
+    collateral: &DcapCollateral,
+    trust_root: &[u8],
+) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = dcap(attester);
     // The type of the outer certification data says nothing that its content does not say.
     let unread = match attester.tee() {
         Tee::Tdx => 764..766,
@@ -69,25 +95,24 @@ fn refuses_every_flipped_byte(attester: &dyn Attester, trust_root: &[u8]) {
     for position in (0..end_of_qe_auth_data(attester.tee())).filter(|p| !unread.contains(p)) {
         let mut flipped = quote.clone();
         flipped[position] ^= 1;
-        let result = verify(&flipped, &collateral, NOW, trust_root);
+        let result = verify(&flipped, collateral, NOW, trust_root);
         assert!(result.is_err(), "byte {position} may be flipped");
     }
     for end in [0, 47, 500, quote.len() / 2, quote.len() - 200] {
-        assert!(verify(&quote[..end], &collateral, NOW, trust_root).is_err());
+        assert!(verify(&quote[..end], collateral, NOW, trust_root).is_err());
     }
 }
 
-fn staples_collateral_that_expires(attester: &dyn Attester, trust_root: &[u8]) {
+fn is_endorsed_for_a_time(attester: &dyn Attester, collateral: &DcapCollateral, trust_root: &[u8]) {
     let quote = attester.quote(&report_data(1)).unwrap();
-    let collateral = dcap(attester);
-    let claims = verify(&quote, &collateral, NOW, trust_root).unwrap();
+    let claims = verify(&quote, collateral, NOW, trust_root).unwrap();
     let (from, to) = (claims.latest_issue_date, claims.earliest_expiration_date);
     assert!(from <= NOW && NOW < to);
     for accepted in [from, to - 1] {
-        verify(&quote, &collateral, accepted, trust_root).unwrap();
+        verify(&quote, collateral, accepted, trust_root).unwrap();
     }
     for refused in [from - 1, to + 1] {
-        assert!(verify(&quote, &collateral, refused, trust_root).is_err());
+        assert!(verify(&quote, collateral, refused, trust_root).is_err());
     }
 }
 

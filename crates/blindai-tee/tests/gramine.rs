@@ -7,7 +7,7 @@ use std::thread;
 
 use blindai_core::{ReportData, Tee};
 use blindai_tee::{Attester, Gramine, Measurement, Simulation, SimulationOptions, TeeErrorKind};
-use emulator::Mounted;
+use emulator::files::Mounted;
 use emulator::gramine::{self, Fault};
 
 #[test]

@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::thread;
 
-use blindai_core::{ReportData, Tee};
+use blindai_core::{Collateral, Evidence, ReportData, SnpCollateral, Tee};
 use blindai_tee::{
     Attester, Measurement, Simulation, SimulationOptions, TeeError, TeeErrorKind, Tsm,
 };
-use emulator::Mounted;
+use emulator::files::Mounted;
 use emulator::tsm::{self, Fault};
 
 #[test]
@@ -116,6 +116,111 @@ fn a_kernel_without_a_guest_driver_is_unsupported() {
     assert_eq!(fs::read_dir(nowhere.path()).unwrap().count(), 0);
 }
 
+#[test]
+fn a_guest_hands_over_the_certificates_that_its_host_gave() {
+    let platform = guest_platform();
+    let expected = snp(&platform);
+    let (chip, issuers) = (
+        der(&expected.signer),
+        expected.issuer_chain.as_deref().unwrap(),
+    );
+    let issuers = pem::parse_many(issuers).unwrap();
+    let table = table(&[
+        (VCEK, &chip),
+        (ASK, issuers[0].contents()),
+        // Hosts load PEM, too.
+        (ARK, pem::encode(&issuers[1]).as_bytes()),
+        (CRL, expected.crl.as_deref().unwrap()),
+    ]);
+    let kernel = tsm::Tsm::mount_with(platform, table);
+    let attester = Tsm::at(kernel.path()).unwrap();
+    assert_eq!(attester.tee(), Tee::SevSnp);
+    let report = attester.quote(&report_data(1)).unwrap();
+    assert!(Evidence::is_snp_report(&report));
+    assert_eq!(report[0x50..0x90], *report_data(1).as_bytes());
+    let got = attester.collateral().unwrap();
+    assert!(got == Some(Collateral::Snp(expected)));
+}
+
+#[test]
+fn a_host_may_give_no_certificates_or_only_some() {
+    let platform = guest_platform();
+    let chip = der(&snp(&platform).signer);
+    for (auxblob, expected) in [
+        (Vec::new(), None),
+        (table(&[]), None),
+        (table(&[(ASK, &chip), (ARK, &chip)]), None),
+        // The report is signed by the chip's key, not by the provider's.
+        (table(&[(VLEK, &chip)]), None),
+        (table(&[(VCEK, &chip), (ARK, &chip)]), Some(&chip)),
+    ] {
+        let kernel = tsm::Tsm::mount_with(guest_platform(), auxblob);
+        let attester = Tsm::at(kernel.path()).unwrap();
+        let collateral = attester.collateral().unwrap();
+        let Some(Collateral::Snp(collateral)) = collateral else {
+            assert_eq!((collateral, expected), (None, None));
+            continue;
+        };
+        assert_eq!(Some(&der(&collateral.signer)), expected);
+        assert_eq!((collateral.issuer_chain, collateral.crl), (None, None));
+    }
+}
+
+#[test]
+fn a_malformed_certificate_table_is_told_and_no_report_is_lost() {
+    let certificate = [0x30, 0];
+    let good = table(&[(VCEK, &certificate)]);
+    let with = |place: usize, value: u32| {
+        let mut table = good.clone();
+        table[place..place + 4].copy_from_slice(&value.to_le_bytes());
+        table
+    };
+    let unterminated = [[7; 16], [0; 16]].concat().repeat(40);
+    for table in [
+        good[..10].to_vec(),
+        good[..24].to_vec(),
+        unterminated,
+        with(16, u32::MAX),
+        with(16, good.len() as u32),
+        with(20, 3),
+        with(20, u32::MAX),
+        with(20, 0),
+        table(&[(VCEK, &certificate), (VCEK, &certificate)]),
+        table(&[(VCEK, b"-----BEGIN NOTHING")]),
+    ] {
+        let kernel = tsm::Tsm::mount_with(guest_platform(), table);
+        let attester = Tsm::at(kernel.path()).unwrap();
+        attester.quote(&report_data(1)).unwrap();
+        let error = attester.collateral().unwrap_err();
+        assert_eq!(error.kind(), TeeErrorKind::Platform);
+        assert!(error.fact().contains("certificate table"), "{error}");
+    }
+}
+
+#[test]
+fn a_guest_under_a_paravisor_names_the_privilege_it_has() {
+    let kernel = tsm::Tsm::mount(guest_platform());
+    kernel.tree.set(Fault::Floor);
+    Tsm::at(kernel.path())
+        .unwrap()
+        .quote(&report_data(1))
+        .unwrap();
+}
+
+#[test]
+fn a_report_of_another_length_is_refused() {
+    let kernel = tsm::Tsm::mount(guest_platform());
+    let attester = Tsm::at(kernel.path()).unwrap();
+    for length in [0x90, 1183] {
+        kernel.tree.set(Fault::TruncatedOutblob(length));
+        let error = attester.quote(&report_data(1)).unwrap_err();
+        assert!(
+            error.fact().contains("no whole sev-snp evidence"),
+            "{error}"
+        );
+    }
+}
+
 /// The emulation keeps the kernel's rules; otherwise the tests above would prove little.
 #[test]
 fn the_emulated_kernel_insists_on_64_bytes() {
@@ -148,3 +253,41 @@ fn trust_domain() -> Mounted<tsm::Tsm> {
 fn report_data(seed: u8) -> ReportData {
     ReportData::of_claims(&[seed])
 }
+
+fn guest_platform() -> Simulation {
+    let options = SimulationOptions::new(Measurement::Launch([0xef; 48]));
+    Simulation::new(options).unwrap()
+}
+
+fn snp(platform: &Simulation) -> SnpCollateral {
+    match platform.collateral().unwrap() {
+        Some(Collateral::Snp(collateral)) => collateral,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn der(pem: &str) -> Vec<u8> {
+    pem::parse(pem).unwrap().into_contents()
+}
+
+/// A certificate table as hosts write it (`snphost import`).
+fn table(contents: &[([u8; 16], &[u8])]) -> Vec<u8> {
+    let mut offset = 24 * (contents.len() + 1);
+    let mut table = Vec::new();
+    for (guid, content) in contents {
+        table.extend_from_slice(guid);
+        table.extend_from_slice(&(offset as u32).to_le_bytes());
+        table.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        offset += content.len();
+    }
+    table.extend_from_slice(&[0; 24]);
+    table.extend(contents.iter().flat_map(|(_, content)| *content));
+    table
+}
+
+/// As in AMD's GHCB specification, in the order in which the text is written.
+const VCEK: [u8; 16] = 0x63da758d_e664_4564_adc5_f4b93be8accd_u128.to_be_bytes();
+const VLEK: [u8; 16] = 0xa8074bc2_a25a_483e_aae6_39c045a0b8a1_u128.to_be_bytes();
+const ASK: [u8; 16] = 0x4ab7b379_bbac_4fe4_a02f_05aef327c782_u128.to_be_bytes();
+const ARK: [u8; 16] = 0xc0b406a4_a803_4952_9743_3fb6014cd0ae_u128.to_be_bytes();
+const CRL: [u8; 16] = 0x92f81bc3_5811_4d3d_97ff_d19f88dc67ea_u128.to_be_bytes();

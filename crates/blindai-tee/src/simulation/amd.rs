@@ -6,8 +6,8 @@
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{KeyPair as _, RSA_PSS_SHA384, RsaKeyPair};
-use blindai_core::simulation::{ARK_CERTIFICATE_DER, ARK_NAME, ASK_CERTIFICATE_DER, ASK_NAME};
 use blindai_core::SnpCollateral;
+use blindai_core::simulation::{ARK_CERTIFICATE_DER, ARK_NAME, ASK_CERTIFICATE_DER, ASK_NAME};
 use rcgen::PublicKeyData as _;
 use yasna::models::{ObjectIdentifier, UTCTime};
 use yasna::{DERWriter, Tag, construct_der};

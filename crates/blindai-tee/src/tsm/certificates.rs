@@ -19,11 +19,11 @@ pub(super) fn parse(table: &[u8], report: &[u8]) -> Result<Option<SnpCollateral>
         return Ok(None);
     };
     let issuer_chain = match (table.certificate(ASK)?, table.certificate(ARK)?) {
-        (Some(intermediate), Some(root)) => Some(intermediate + &root),
+        (Some(intermediate), Some(root)) => Some(to_text(&[intermediate, root])),
         _ => None,
     };
     Ok(Some(SnpCollateral {
-        signer,
+        signer: to_text(&[signer]),
         issuer_chain,
         crl: table.find(CRL).map(<[u8]>::to_vec),
     }))
@@ -64,8 +64,8 @@ impl<'a> Table<'a> {
         found.map(|(_, content)| *content)
     }
 
-    /// As PEM; hosts load DER and PEM.
-    fn certificate(&self, guid: [u8; 16]) -> Result<Option<String>, TeeError> {
+    /// Hosts load DER and PEM.
+    fn certificate(&self, guid: [u8; 16]) -> Result<Option<Pem>, TeeError> {
         let Some(content) = self.find(guid) else {
             return Ok(None);
         };
@@ -75,10 +75,13 @@ impl<'a> Table<'a> {
                 .into_contents(),
             false => content.to_vec(),
         };
-        let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
-        let pem = pem::encode_config(&Pem::new("CERTIFICATE", der), lines);
-        Ok(Some(pem))
+        Ok(Some(Pem::new("CERTIFICATE", der)))
     }
+}
+
+fn to_text(certificates: &[Pem]) -> String {
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_many_config(certificates, lines)
 }
 
 fn number(bytes: &[u8]) -> Option<usize> {
@@ -98,8 +101,9 @@ fn malformed() -> TeeError {
 const KEY_INFORMATION: usize = 0x48;
 const ENTRY_BYTES: usize = 24;
 const MOST_ENTRIES: usize = 32;
-const VCEK: [u8; 16] = *b"\x63\xda\x75\x8d\xe6\x64\x45\x64\xad\xc5\xf4\xb9\x3b\xe8\xac\xcd";
-const VLEK: [u8; 16] = *b"\xa8\x07\x4b\xc2\xa2\x5a\x48\x3e\xaa\xe6\x39\xc0\x45\xa0\xb8\xa1";
-const ASK: [u8; 16] = *b"\x4a\xb7\xb3\x79\xbb\xac\x4f\xe4\xa0\x2f\x05\xae\xf3\x27\xc7\x82";
-const ARK: [u8; 16] = *b"\xc0\xb4\x06\xa4\xa8\x03\x49\x52\x97\x43\x3f\xb6\x01\x4c\xd0\xae";
-const CRL: [u8; 16] = *b"\x92\xf8\x1b\xc3\x58\x11\x4d\x3d\x97\xff\xd1\x9f\x88\xdc\x67\xea";
+/// GUIDs in the order in which their text is written.
+const VCEK: [u8; 16] = 0x63da758d_e664_4564_adc5_f4b93be8accd_u128.to_be_bytes();
+const VLEK: [u8; 16] = 0xa8074bc2_a25a_483e_aae6_39c045a0b8a1_u128.to_be_bytes();
+const ASK: [u8; 16] = 0x4ab7b379_bbac_4fe4_a02f_05aef327c782_u128.to_be_bytes();
+const ARK: [u8; 16] = 0xc0b406a4_a803_4952_9743_3fb6014cd0ae_u128.to_be_bytes();
+const CRL: [u8; 16] = 0x92f81bc3_5811_4d3d_97ff_d19f88dc67ea_u128.to_be_bytes();

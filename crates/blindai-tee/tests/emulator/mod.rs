@@ -5,8 +5,6 @@
 //! answer is signed by a [`blindai_tee::Simulation`].
 #![allow(dead_code)] // Each test file uses its own part.
 
-mod files;
+pub mod files;
 pub mod gramine;
 pub mod tsm;
-
-pub use files::Mounted;
