@@ -14,8 +14,10 @@ ALLOWED = {
     "blindai-tee": {"blindai-core"},
     "blindai-verify": {"blindai-core"},
     "blindai-engine": {"blindai-core"},
-    "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine"},
-    "blindai-client": {"blindai-core", "blindai-verify"},
+    # Both ends fetch: the server to staple, the client to depend on nobody's stapling.
+    "blindai-collateral": {"blindai-core"},
+    "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine", "blindai-collateral"},
+    "blindai-client": {"blindai-core", "blindai-verify", "blindai-collateral"},
     # One program for both ends; the engine is there because a worker is the same program.
     "blindai-cli": {"blindai-core", "blindai-engine", "blindai-server", "blindai-client"},
     "blindai-python": {"blindai-core", "blindai-client"},
