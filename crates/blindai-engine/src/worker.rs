@@ -1,13 +1,14 @@
 //! What runs in the worker process. Nothing here may be trusted once ONNX Runtime has seen the model.
 
 mod confine;
+mod filter;
 mod onnx;
 mod session;
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,7 +55,8 @@ fn serve() -> io::Result<()> {
     watch(cancel, current.clone())?;
     let outputs = File::from(outputs);
     confine::limit_files(outputs.metadata()?.len())?;
-    let loaded = load(library, model, &setup);
+    let inputs = map(&inputs.into())?;
+    let loaded = load(library, model, &outputs, &setup);
     let loaded = loaded.and_then(|model| {
         let signature_bytes = write_signature(&model, &outputs)?;
         Ok((model, signature_bytes))
@@ -70,7 +72,6 @@ fn serve() -> io::Result<()> {
     let Some(model) = &mut model else {
         return Ok(());
     };
-    let inputs = map(&inputs.into())?;
     while let Some(run) = receive_run(&control, &mut message)? {
         let result = current.run(model, &run, &inputs, &outputs);
         send(&control, &Ran { id: run.id, result })?;
@@ -78,11 +79,13 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
-fn load(library: OwnedFd, model: OwnedFd, setup: &Setup) -> Result<Model> {
+fn load(library: OwnedFd, model: OwnedFd, outputs: &File, setup: &Setup) -> Result<Model> {
     let environment = runtime(&library)?;
     drop(library);
     confine::limit_memory(setup.memory_bytes, setup.threads).map_err(system)?;
     let model = map(&model.into()).map_err(system)?;
+    // From here on a stranger's bytes are read.
+    filter::install(outputs.as_fd()).map_err(system)?;
     let graph = onnx::check(&model)?;
     Model::load(&environment, &model, &graph, setup)
 }

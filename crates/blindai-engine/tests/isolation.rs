@@ -91,11 +91,13 @@ async fn a_worker_is_bounded_and_cannot_gain_rights() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_has_no_capabilities() {
+async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered() {
     let model = load("identity_FP32").await;
     let tasks = fs::read_dir(proc(&model, "task")).unwrap();
     for task in tasks {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        // 2: by a filter. What it lets through is tested where it is written.
+        assert!(status.contains("Seccomp:\t2"), "{status}");
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert!(
                 status.contains(&format!("{set}:\t0000000000000000")),

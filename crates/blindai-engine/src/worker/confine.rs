@@ -50,7 +50,7 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
 }
 
 /// No new rights, no core dump, nobody looks inside, first to go when memory runs out, dead with the
-/// parent. A system call filter has its place after the model is loaded.
+/// parent.
 pub(super) fn tie_to_parent() -> io::Result<()> {
     // Best effort: some kernels and containers do not let it be written.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
