@@ -1,10 +1,13 @@
 //! `blindai attest`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::Result;
-use blindai_client::ClientError;
+use anyhow::{Context as _, Result};
+use blindai_client::{ClientError, EvidenceDocument, Rejection, VerifiedReport};
 use clap::Args;
+use serde_json::Value;
 
 use crate::connection::Trust;
 use crate::output;
@@ -19,6 +22,9 @@ pub struct Arguments {
     server: Option<String>,
     #[command(flatten)]
     trust: Trust,
+    /// Keep the evidence in this file, for blindai verify: also of a server that is rejected.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -27,11 +33,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let given = arguments.address.as_ref().or(arguments.server.as_ref());
     let server = given.map_or("localhost:50051", String::as_str);
-    match arguments.trust.connect(server) {
-        Ok(client) => {
-            let report = client.report();
+    match attest(arguments, server) {
+        Ok((document, report)) => {
+            arguments.keep(Some(&document))?;
             if arguments.json {
-                output::print_json(&report.to_json());
+                print_json(report.to_json());
             } else {
                 output::print(&report);
             }
@@ -41,18 +47,54 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
+fn attest(arguments: &Arguments, server: &str) -> Result<(EvidenceDocument, Arc<VerifiedReport>)> {
+    Ok(arguments.trust.connect(server)?.attest()?)
+}
+
 // A rejection is an answer, not an accident: the table of checks says why.
 fn refused(arguments: &Arguments, error: anyhow::Error) -> Result<ExitCode> {
-    let rejection = error
-        .downcast_ref::<ClientError>()
-        .and_then(ClientError::rejection);
-    let Some(rejection) = rejection else {
+    let refused = error.downcast_ref::<ClientError>();
+    let Some((refused, rejection)) = refused.and_then(|e| Some((e, e.rejection()?))) else {
         return Err(error);
     };
+    arguments.keep(refused.evidence())?;
     if arguments.json {
-        output::print_json(&rejection.to_json());
+        print_json(match refused.evidence() {
+            Some(document) => rejected(rejection, document),
+            None => rejection.to_json(),
+        });
     } else {
         output::print(rejection.table());
     }
     Ok(output::failure(&error))
+}
+
+fn rejected(rejection: &Rejection, document: &EvidenceDocument) -> Value {
+    let at = document.seen.as_ref().map_or(0, |seen| seen.at);
+    output::rejection_json(
+        rejection,
+        document.quote(),
+        document.collateral.as_ref(),
+        at,
+    )
+}
+
+fn print_json(mut json: Value) {
+    json["subject"] = "connection".into();
+    output::print_json(&json);
+}
+
+impl Arguments {
+    fn keep(&self, document: Option<&EvidenceDocument>) -> Result<()> {
+        match (&self.save, document) {
+            (Some(path), Some(document)) => std::fs::write(path, document.to_json())
+                .with_context(|| format!("{} cannot be written", path.display())),
+            (Some(path), None) => {
+                let path = path.display();
+                eprintln!("blindai: no evidence came as far as that, so {path} is not written");
+                Ok(())
+            }
+            (None, _) => Ok(()),
+        }
+    }
 }

@@ -7,6 +7,8 @@ use blindai_client::blocking::Client;
 use blindai_client::{ClientError, ConnectOptions, Policy};
 use clap::Args;
 
+use crate::file;
+
 #[derive(Args)]
 pub struct Connection {
     /// The server's attested port.
@@ -37,7 +39,9 @@ impl Connection {
 impl Trust {
     /// A client of `server`, which is verified.
     pub fn connect(&self, server: &str) -> Result<Client> {
-        let client = Client::connect(server, ConnectOptions::new(self.policy()?));
+        // Without one the server is asked all the same: its refusal says what it is.
+        let policy = self.policy()?.unwrap_or_else(Policy::accept_nothing);
+        let client = Client::connect(server, ConnectOptions::new(policy));
         let client = client.map_err(|error| self.explain(error))?;
         if client.report().simulated() {
             eprintln!("WARNING: {server} is a simulation. It protects nothing.");
@@ -55,20 +59,23 @@ impl Trust {
         }
     }
 
-    fn policy(&self) -> Result<Policy> {
+    /// The policy, when one was named.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is no policy.
+    pub fn policy(&self) -> Result<Option<Policy>> {
         let Some(path) = &self.policy else {
-            if self.simulation {
-                return Ok(Policy::dangerous().accept_simulation());
-            }
-            // The server is asked all the same: its refusal says what it is.
-            return Ok(Policy::accept_nothing());
+            let any = || Policy::dangerous().accept_simulation();
+            return Ok(self.simulation.then(any));
         };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("the policy {} cannot be read", path.display()))?;
+        let text = file::read_text(path, POLICY_BYTES).context("the policy cannot be used")?;
         let policy = Policy::from_toml(&text)?;
-        Ok(match self.simulation {
+        Ok(Some(match self.simulation {
             true => policy.dangerous_accept_simulation(),
             false => policy,
-        })
+        }))
     }
 }
+
+/// A policy names digests by the dozen, not by the million.
+const POLICY_BYTES: u64 = 1024 * 1024;

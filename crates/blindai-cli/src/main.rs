@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 
 mod attest;
+mod collateral;
 mod connection;
+mod file;
 mod infer;
 mod models;
 mod npy;
 mod output;
 mod serve;
+mod subject;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Verify a server and show what was checked. Exit code 0 only when it is trusted.
     Attest(attest::Arguments),
+    /// Verify evidence that somebody kept. Exit code 0 only when it is trusted.
+    Verify(verify::Arguments),
     /// Upload, list, show or delete models.
     Models(models::Arguments),
     /// Run a model on .npy files.
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(arguments) => return serve::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
     };

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use blindai_client::{ClientError, ErrorKind};
-use blindai_core::{ModelInfo, Signature, TensorSpec};
+use blindai_core::{Collateral, ModelInfo, Signature, TensorSpec};
+use blindai_verify::Rejection;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
@@ -32,6 +33,36 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
         Some(ErrorKind::Attestation | ErrorKind::Server(_)) => EXIT_REFUSED,
         _ => EXIT_FAILURE,
     })
+}
+
+/// Prints a rejection in one line, and gives the exit code it has.
+pub fn refusal(rejection: &Rejection) -> ExitCode {
+    eprintln!("blindai: {rejection}");
+    ExitCode::from(EXIT_REFUSED)
+}
+
+/// A rejection as JSON, with what the evidence says of itself. Nothing of that is known to be true
+/// unless `verification` says so.
+pub fn rejection_json(
+    rejection: &Rejection,
+    quote: &[u8],
+    collateral: Option<&Collateral>,
+    now: u64,
+) -> Value {
+    let mut json = rejection.to_json();
+    let Ok(seen) = blindai_verify::observe(quote, collateral, now) else {
+        return json;
+    };
+    let mut seen = seen.to_json();
+    json["tee"] = seen["tee"].take();
+    json["measurements"] = seen["values"].take();
+    json["tcb_status"] = seen["verification"]["tcb_status"].clone();
+    json["advisories"] = match seen["verification"]["advisories"].clone() {
+        Value::Null => json!([]),
+        advisories => advisories,
+    };
+    json["verification"] = seen["verification"].take();
+    json
 }
 
 /// A table of models.

@@ -182,6 +182,65 @@ fn a_simulated_server_is_refused_unless_asked_for_by_name() {
 }
 
 #[test]
+fn kept_evidence_gives_the_same_verdict_without_the_server() {
+    let server = Server::start("sgx");
+    let trusted = server.json(&["attest", "--save", "evidence.json"]);
+    assert_eq!(trusted["subject"], "connection");
+    fs::write(server.folder.path().join("policy.toml"), POLICY).unwrap();
+    let attest = [
+        "attest",
+        &server.address,
+        "--policy",
+        "policy.toml",
+        "--json",
+    ];
+    let rejected = server.run(&[&attest[..], &["--save", "rejected.json"]].concat());
+    let rejected: Value = serde_json::from_slice(&rejected.stdout).unwrap();
+    assert_eq!(
+        rejected["measurements"]["mrenclave"],
+        trusted["measurements"]["mrenclave"]
+    );
+
+    let folder = server.folder.path().to_owned();
+    let document = fs::read_to_string(folder.join("evidence.json")).unwrap();
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["seen"]["nonce"], trusted["claims"]["nonce"]);
+    let at = document["seen"]["at"].to_string();
+    let verify = |arguments: &[&str]| {
+        let output = server.run(&[&["verify", "--json"], arguments].concat());
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), json)
+    };
+    let again = |file, at| verify(&[file, "--at", at, "--simulation"]);
+    let (code, mut later) = again("evidence.json", &at);
+    assert_eq!((code, &later["subject"]), (0, &"document".into()));
+    assert_eq!(later["seen"], document["seen"]);
+    let added = later.as_object_mut().unwrap();
+    added.retain(|key, _| !["seen", "taken_for"].contains(&key.as_str()));
+    later["subject"] = trusted["subject"].clone();
+    assert_eq!(later, trusted);
+
+    let (code, json) = again("evidence.json", "4102444800");
+    assert_eq!((code, &json["verdict"]), (1, &"rejected".into()));
+    let (code, json) = verify(&["rejected.json", "--policy", "policy.toml", "--at", &at]);
+    assert_eq!((code, &json["code"]), (1, &rejected["code"]));
+    let other = "00".repeat(32);
+    let nonce = [
+        "evidence.json",
+        "--at",
+        &at,
+        "--simulation",
+        "--nonce",
+        &other,
+    ];
+    assert_eq!(verify(&nonce).1["code"], "nonce-mismatch");
+}
+
+/// Another program than the server.
+const POLICY: &str = "tee = ['sgx']\n[sgx]\n\
+    mrenclave = ['0000000000000000000000000000000000000000000000000000000000000000']\n";
+
+#[test]
 fn what_cannot_run_says_so_in_one_line() {
     let cases: [(&[&str], i32, &str); 4] = [
         (&["serve", "--config", "/nonexistent"], 3, "/nonexistent"),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use blindai_core::{Code, Error, ErrorBody, EvidenceError};
+use blindai_core::{Code, Error, ErrorBody, EvidenceDocument, EvidenceError};
 use blindai_verify::{PolicyError, Rejection};
 use http::StatusCode;
 
@@ -81,6 +81,12 @@ impl ClientError {
         }
     }
 
+    /// The evidence that the verifier rejected, when it came as far as that: to keep, and to show
+    /// to others.
+    pub fn evidence(&self) -> Option<&EvidenceDocument> {
+        self.0.evidence.as_ref()
+    }
+
     /// The server's error, when it was the server that refused.
     pub fn server_error(&self) -> Option<&Error> {
         match &self.0.cause {
@@ -103,6 +109,7 @@ struct Inner {
     cause: Cause,
     fact: String,
     remedy: Cow<'static, str>,
+    evidence: Option<EvidenceDocument>,
 }
 
 #[derive(Clone)]
@@ -280,7 +287,14 @@ impl ClientError {
             cause,
             fact,
             remedy,
+            evidence: None,
         }))
+    }
+
+    pub(crate) fn rejected(rejection: Rejection, evidence: EvidenceDocument) -> Self {
+        let mut error = Self::from(rejection);
+        error.0.evidence = Some(evidence);
+        error
     }
 }
 

@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blindai_core::{EvidenceDocument, Nonce, api};
+use blindai_core::{EvidenceDocument, Nonce, Seen, api};
 use blindai_verify::{Binding, CertificateEvidence, Policy, Rejection, VerifiedReport};
 use http::{HeaderValue, Method, StatusCode};
 use rustls::client::Resumption;
@@ -164,21 +164,27 @@ impl Unproven {
     /// Step 2.
     async fn prove(mut self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
         let nonce = dialer.nonce()?;
-        let document = self.fetch(&nonce).await?;
+        let mut document = self.fetch(&nonce).await?;
+        let (now, tls_spki_sha256) = ((dialer.clock)(), self.certificate.tls_spki_sha256());
+        document.seen = Some(Seen {
+            at: now,
+            nonce: *nonce.as_bytes(),
+            tls_spki_sha256,
+        });
         let binding = Binding {
-            tls_spki_sha256: Some(self.certificate.tls_spki_sha256()),
+            tls_spki_sha256: Some(tls_spki_sha256),
             nonce: Some(nonce),
         };
         let collateral = document.collateral.as_ref();
-        let report = blindai_verify::verify(
-            &document.evidence(),
-            collateral.ok_or_else(ClientError::collateral_missing)?,
-            &binding,
-            &dialer.policy,
-            (dialer.clock)(),
-        )?;
-        let (wire, report) = (self.wire, Arc::new(report));
-        Ok((Channel { wire, report }, document))
+        let collateral = collateral.ok_or_else(ClientError::collateral_missing)?;
+        let evidence = document.evidence();
+        match blindai_verify::verify(&evidence, collateral, &binding, &dialer.policy, now) {
+            Ok(report) => {
+                let (wire, report) = (self.wire, Arc::new(report));
+                Ok((Channel { wire, report }, document))
+            }
+            Err(rejection) => Err(ClientError::rejected(rejection, document)),
+        }
     }
 
     async fn fetch(&mut self, nonce: &Nonce) -> Result<EvidenceDocument, ClientError> {

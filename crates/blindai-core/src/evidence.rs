@@ -165,6 +165,24 @@ pub struct EvidenceDocument {
     /// What the server stapled; a verifier may use its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collateral: Option<Collateral>,
+    /// How the document came, in the words of whoever kept it. A server leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
+}
+
+/// When and on which connection a document was seen. No hardware signs it: it is worth as much as
+/// the word of whoever kept the document, and lets others repeat the check that was made then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// In seconds since 1970.
+    pub at: u64,
+    /// The nonce that was sent.
+    #[serde(with = "hex::serde")]
+    pub nonce: [u8; 32],
+    /// SHA-256 of the SubjectPublicKeyInfo of the TLS key at the other end.
+    #[serde(with = "hex::serde")]
+    pub tls_spki_sha256: [u8; 32],
 }
 
 impl EvidenceDocument {
@@ -176,6 +194,7 @@ impl EvidenceDocument {
             quote: evidence.quote,
             claims: evidence.claims,
             collateral,
+            seen: None,
         }
     }
 
@@ -200,6 +219,11 @@ impl EvidenceDocument {
     /// The document as JSON.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("the document holds only strings")
+    }
+
+    /// The quote or report in it.
+    pub fn quote(&self) -> &[u8] {
+        &self.quote
     }
 
     /// The evidence in it.
@@ -386,7 +410,13 @@ mod tests {
 
     #[test]
     fn the_document_round_trips_and_refuses_other_versions() {
-        let document = EvidenceDocument::new(Tee::Sgx, evidence(), None);
+        let mut document = EvidenceDocument::new(Tee::Sgx, evidence(), None);
+        assert!(!String::from_utf8_lossy(&document.to_json()).contains("seen"));
+        document.seen = Some(Seen {
+            at: 7,
+            nonce: [1; 32],
+            tls_spki_sha256: [2; 32],
+        });
         let json = document.to_json();
         assert_eq!(EvidenceDocument::from_json(&json), Ok(document));
         let other = String::from_utf8(json).unwrap().replace("-v1", "-v2");

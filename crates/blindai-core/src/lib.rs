@@ -27,7 +27,7 @@ pub use digest::Digest;
 pub use error::{Code, Error, ErrorBody, Kind, Result};
 pub use evidence::{
     CMW_OID, Collateral, DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID,
-    SnpCollateral, Tee,
+    Seen, SnpCollateral, Tee,
 };
 pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};
