@@ -105,14 +105,14 @@ const NOT_VERIFIED: &str = "the quote does not verify";
 const NOT_JUDGED: &str = "not judged: the trust root is not accepted";
 const NO_CLAIMS: &str = "the claims cannot be read";
 
-struct Appraised {
+pub(crate) struct Appraised {
     /// From the quote as it came, verified or not: for the table only, until all checks hold.
-    report_data: Option<[u8; 64]>,
+    pub report_data: Option<[u8; 64]>,
     /// There only when the quote verified.
-    report: Option<QuoteReport>,
+    pub report: Option<QuoteReport>,
 }
 
-fn appraise(
+pub(crate) fn appraise(
     quote: &[u8],
     collateral: &Collateral,
     policy: &Policy,
@@ -400,7 +400,7 @@ fn check_pins(body: &Body, platform: Result<&Values, &&str>, policy: &Policy, ta
     }
 }
 
-fn check_claims(
+pub(crate) fn check_claims(
     encoded: &[u8],
     report_data: Option<&[u8; 64]>,
     table: &mut Table,
@@ -437,7 +437,7 @@ fn check_claims(
     claims
 }
 
-fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &mut Table) {
+pub(crate) fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &mut Table) {
     match (binding.tls_spki_sha256, claims) {
         (None, _) => table.not_asked(checks::TLS_KEY, "no connection to check"),
         (Some(_), None) => table.not_possible(checks::TLS_KEY, NO_CLAIMS),
@@ -529,6 +529,6 @@ fn check_config(claims: Option<&Claims>, policy: &Policy, table: &mut Table) {
     table.decide(checks::CONFIG_DIGEST, RejectionCode::ConfigMismatch, result);
 }
 
-fn no_verdict() -> Rejection {
+pub(crate) fn no_verdict() -> Rejection {
     Rejection::new(RejectionCode::AppraisalFailed, "the checks gave no verdict")
 }

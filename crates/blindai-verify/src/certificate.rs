@@ -1,8 +1,8 @@
 use blindai_core::{Evidence, RA_TLS_OID};
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
-use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::{Decode, Encode};
+use x509_cert::ext::Extension;
 
 use crate::appraise::check_static_binding;
 use crate::{Rejection, RejectionCode};
@@ -21,32 +21,12 @@ pub struct CertificateEvidence {
 /// # Errors
 /// [`RejectionCode::CertificateMalformed`]
 pub fn read_certificate(der: &[u8]) -> Result<CertificateEvidence, Rejection> {
-    if der.len() > CERTIFICATE_BYTES {
-        return Err(malformed(format!(
-            "the certificate is over {CERTIFICATE_BYTES} bytes"
-        )));
-    }
-    let certificate = Certificate::from_der(der)
-        .map_err(|error| malformed(format!("the certificate cannot be read: {error}")))?;
-    let certificate = certificate.tbs_certificate();
-    let oid = ObjectIdentifier::from_arcs(RA_TLS_OID.iter().map(|arc| *arc as u32))
-        .map_err(|_| malformed("the extension's name does not encode"))?;
-    let extensions = certificate.extensions().into_iter().flatten();
-    let mut values = extensions.filter(|extension| extension.extn_id == oid);
-    // Two values would be two truths: one verified, one shown.
-    let (Some(extension), None) = (values.next(), values.next()) else {
-        return Err(malformed(
-            "the certificate does not carry exactly one extension 2.23.133.5.4.9",
-        ));
-    };
-    let evidence = Evidence::from_extension(extension.extn_value.as_bytes())
-        .map_err(|error| malformed(error.to_string()))?;
-    // DER has one encoding per value, so this is what stood in the certificate.
-    let key = certificate.subject_public_key_info().to_der();
-    let key = key.map_err(|_| malformed("the certificate's key does not encode"))?;
+    let certificate = parse(der)?;
+    let value = only_extension(&certificate, &[RA_TLS_OID])?;
+    let evidence = Evidence::from_extension(value).map_err(|error| malformed(error.to_string()))?;
     Ok(CertificateEvidence {
         evidence,
-        tls_spki_sha256: Sha256::digest(key).into(),
+        tls_spki_sha256: spki_sha256(&certificate)?,
     })
 }
 
@@ -76,6 +56,65 @@ impl CertificateEvidence {
 
 /// The evidence is at most 128 KiB; the rest of a certificate is small.
 const CERTIFICATE_BYTES: usize = 160 * 1024;
+
+/// Reads a certificate of a stranger.
+pub(crate) fn parse(der: &[u8]) -> Result<Certificate, Rejection> {
+    if der.len() > CERTIFICATE_BYTES {
+        return Err(malformed(format!(
+            "the certificate is over {CERTIFICATE_BYTES} bytes"
+        )));
+    }
+    Certificate::from_der(der)
+        .map_err(|error| malformed(format!("the certificate cannot be read: {error}")))
+}
+
+/// Whether a certificate has an extension of one of these names.
+pub(crate) fn carries(certificate: &Certificate, oids: &[&[u64]]) -> bool {
+    extensions(certificate, oids).next().is_some()
+}
+
+/// The value of the one extension of these names. Two values would be two truths: one verified, one
+/// shown.
+pub(crate) fn only_extension<'a>(
+    certificate: &'a Certificate,
+    oids: &[&[u64]],
+) -> Result<&'a [u8], Rejection> {
+    let mut found = extensions(certificate, oids);
+    match (found.next(), found.next()) {
+        (Some(extension), None) => Ok(extension.extn_value.as_bytes()),
+        _ => {
+            let dotted =
+                |oid: &&[u64]| oid.iter().map(u64::to_string).collect::<Vec<_>>().join(".");
+            let names: Vec<_> = oids.iter().map(dotted).collect();
+            let names = names.join(" or ");
+            let fact = format!("the certificate does not carry exactly one extension {names}");
+            Err(malformed(fact))
+        }
+    }
+}
+
+fn extensions<'a>(
+    certificate: &'a Certificate,
+    oids: &[&[u64]],
+) -> impl Iterator<Item = &'a Extension> {
+    let all = certificate.tbs_certificate().extensions();
+    let named = |extension: &&Extension| {
+        let arcs = || extension.extn_id.arcs().map(u64::from);
+        oids.iter().any(|oid| arcs().eq(oid.iter().copied()))
+    };
+    all.into_iter().flatten().filter(named)
+}
+
+/// SHA-256 of the SubjectPublicKeyInfo.
+pub(crate) fn spki_sha256(certificate: &Certificate) -> Result<[u8; 32], Rejection> {
+    // DER has one encoding per value, so this is what stood in the certificate.
+    let key = certificate
+        .tbs_certificate()
+        .subject_public_key_info()
+        .to_der();
+    let key = key.map_err(|_| malformed("the certificate's key does not encode"))?;
+    Ok(Sha256::digest(key).into())
+}
 
 fn malformed(fact: impl Into<String>) -> Rejection {
     Rejection::new(RejectionCode::CertificateMalformed, fact)

@@ -115,8 +115,10 @@ mod dcap;
 mod difference;
 mod draft;
 mod field;
+mod foreign;
 mod observe;
 mod policy;
+mod refusals;
 mod report;
 
 pub use appraise::{Binding, appraise_quote, verify};
@@ -124,6 +126,7 @@ pub use certificate::{CertificateEvidence, read_certificate};
 pub use check::{Check, Outcome, Rejection, checks};
 pub use code::RejectionCode;
 pub use difference::Difference;
+pub use foreign::{ForeignCertificate, read_foreign_certificate};
 pub use observe::{Observation, Verification, Verified, observe};
 pub use policy::{DangerousPolicy, Policy, PolicyError};
 pub use report::{QuoteReport, VerifiedReport};

@@ -3,23 +3,158 @@
 mod support;
 
 use blindai_core::{Evidence, RA_TLS_OID};
-use blindai_verify::{RejectionCode as Code, read_certificate};
+use blindai_verify::{
+    Outcome, RejectionCode as Code, checks, read_certificate, read_foreign_certificate,
+};
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
+use x509_cert::Certificate;
 use x509_cert::der::{DecodePem as _, Encode as _};
 
-use support::{Server, assert_code, claims, file};
+use support::{NOW, Server, assert_code, claims, file, outcome};
+
+const FOREIGN: [&str; 3] = ["gramine-cert", "intel-sgxsdk-cert", "rats-tls-cert"];
+/// Gramine wrote tag and length of the name into the name.
+const GRAMINE: &[u64] = &[0, 6, 9, 42, 840, 113741, 1337, 6];
+
+fn foreign(name: &str) -> Certificate {
+    Certificate::from_pem(file(&format!("ratls/{name}.pem"))).unwrap()
+}
+
+fn value(of: &Certificate, oid: &str) -> Vec<u8> {
+    let mut extensions = of.tbs_certificate().extensions().unwrap().iter();
+    let found = extensions.find(|extension| extension.extn_id.to_string() == oid);
+    found.unwrap().extn_value.as_bytes().to_vec()
+}
+
+/// Puts other bytes of the same length in the place of these: the lengths around them still hold.
+fn replace(der: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let places = der.windows(from.len()).enumerate();
+    let places = places.filter(|(_, window)| *window == from);
+    let places: Vec<_> = places.map(|(at, _)| at).collect();
+    assert!(!places.is_empty());
+    let mut der = der.to_vec();
+    for at in places {
+        der[at..at + to.len()].copy_from_slice(to);
+    }
+    der
+}
 
 #[test]
 fn foreign_certificates_are_read_and_bound() {
-    for name in ["gramine-cert", "intel-sgxsdk-cert", "rats-tls-cert"] {
-        let pem = file(&format!("ratls/{name}.pem"));
-        let certificate = x509_cert::Certificate::from_pem(pem).unwrap();
-        let evidence = read_certificate(&certificate.to_der().unwrap()).unwrap();
-        evidence
-            .check_binding()
+    for name in FOREIGN {
+        let der = foreign(name).to_der().unwrap();
+        let ours = read_certificate(&der).unwrap();
+        ours.check_binding()
             .unwrap_or_else(|r| panic!("{name}: {}", r.table()));
+        let read = read_foreign_certificate(&der).unwrap();
+        read.check_binding()
+            .unwrap_or_else(|r| panic!("{name}: {}", r.table()));
+        assert_eq!(read.spki_sha256(), ours.tls_spki_sha256());
+        assert_eq!(read.claims(), Some(&*ours.evidence().claims));
+        assert_eq!(read.quote(), ours.evidence().quote);
     }
+}
+
+#[test]
+fn a_foreign_certificate_with_another_key_or_other_claims_is_refused() {
+    for name in FOREIGN {
+        let certificate = foreign(name);
+        let der = certificate.to_der().unwrap();
+        let key = certificate.tbs_certificate().subject_public_key_info();
+        let key = key.subject_public_key.raw_bytes();
+        let mut other = key.to_vec();
+        other[20] ^= 1;
+        let stolen = read_foreign_certificate(&replace(&der, key, &other)).unwrap();
+        assert_code(stolen.check_binding(), Code::TlsKeyMismatch);
+
+        // The key's digest in the claims.
+        let digest = read_foreign_certificate(&der).unwrap().spki_sha256();
+        let mut other = digest;
+        other[0] ^= 1;
+        let claims = read_foreign_certificate(&der)
+            .unwrap()
+            .claims()
+            .unwrap()
+            .to_vec();
+        let changed = replace(&claims, &digest, &other);
+        let changed = read_foreign_certificate(&replace(&der, &claims, &changed)).unwrap();
+        let rejection = assert_code(changed.check_binding(), Code::ReportDataMismatch);
+        assert_eq!(outcome(&rejection, checks::TLS_KEY), Outcome::Fail);
+    }
+}
+
+#[test]
+fn a_bare_quote_binds_the_key_and_makes_no_evidence_of_ours() {
+    let mut bare = Vec::new();
+    for (name, oid) in [
+        ("gramine-cert", "0.6.9.42.840.113741.1337.6"),
+        ("intel-sgxsdk-cert", "1.2.840.113741.1.13.1"),
+    ] {
+        let certificate = foreign(name);
+        let quote = value(&certificate, oid);
+        // The name of the other extension, changed: only the bare quote is left.
+        let other = [0x06, 0x06, 0x67, 0x81, 0x05, 0x05, 0x04, 0x0a];
+        let claims_oid = [0x06, 0x06, 0x67, 0x81, 0x05, 0x05, 0x04, 0x09];
+        let der = replace(&certificate.to_der().unwrap(), &claims_oid, &other);
+        assert_code(read_certificate(&der), Code::CertificateMalformed);
+        let read = read_foreign_certificate(&der).unwrap();
+        read.check_binding()
+            .unwrap_or_else(|r| panic!("{name}: {}", r.table()));
+        assert_eq!((read.claims(), read.quote()), (None, &*quote));
+
+        let key = certificate.tbs_certificate().subject_public_key_info();
+        let key = key.subject_public_key.raw_bytes();
+        let mut changed = key.to_vec();
+        changed[20] ^= 1;
+        let stolen = read_foreign_certificate(&replace(&der, key, &changed)).unwrap();
+        assert_code(stolen.check_binding(), Code::TlsKeyMismatch);
+        bare.push(quote);
+    }
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    let extension = |quote| CustomExtension::from_oid_content(GRAMINE, quote);
+    params.custom_extensions = bare.into_iter().map(extension).collect();
+    let two = params.self_signed(&key).unwrap();
+    assert_code(
+        read_foreign_certificate(two.der()),
+        Code::CertificateMalformed,
+    );
+}
+
+#[test]
+fn a_foreign_certificate_is_appraised_without_the_claims_that_it_cannot_have() {
+    let key = KeyPair::generate().unwrap();
+    let mut claims = claims();
+    claims.tls_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    (claims.issued_at, claims.expires_at) = (None, None);
+    let server = Server::new(blindai_core::Tee::Sgx);
+    let (collateral, policy) = (server.collateral(), support::simulation());
+    let der = certificate(&key, &[server.evidence(&claims).to_extension().1]);
+
+    let ours = read_certificate(&der).unwrap();
+    let binding = support::connection();
+    let strict = support::verify(ours.evidence(), &collateral, &binding, &policy, NOW);
+    assert_code(strict, Code::TlsKeyMismatch);
+    let read = read_foreign_certificate(&der).unwrap();
+    let report = read
+        .appraise(&collateral.clone().into(), &policy, NOW)
+        .unwrap();
+    assert!(report.simulated());
+    let key_check = report
+        .checks()
+        .iter()
+        .find(|check| check.name() == checks::TLS_KEY);
+    assert_eq!(key_check.unwrap().outcome(), Outcome::Pass);
+
+    let other = certificate(
+        &KeyPair::generate().unwrap(),
+        &[server.evidence(&claims).to_extension().1],
+    );
+    let read = read_foreign_certificate(&other).unwrap();
+    let refused = read.appraise(&collateral.into(), &policy, NOW);
+    assert_code(refused, Code::TlsKeyMismatch);
 }
 
 fn certificate(key: &KeyPair, extensions: &[Vec<u8>]) -> Vec<u8> {
