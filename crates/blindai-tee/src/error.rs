@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// Why there is no evidence: a kind, the fact, and what to do about it.
+/// Why there is no evidence or no sealing key: a kind, the fact, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TeeError {
     kind: TeeErrorKind,
@@ -23,6 +23,8 @@ pub enum TeeErrorKind {
     Clock,
     /// The platform failed to sign.
     Platform,
+    /// The platform gives no sealing key.
+    NoSealingKey,
 }
 
 impl TeeError {
@@ -60,6 +62,7 @@ impl TeeErrorKind {
             TeeErrorKind::Measurement => "tee-measurement",
             TeeErrorKind::Clock => "tee-clock",
             TeeErrorKind::Platform => "tee-platform",
+            TeeErrorKind::NoSealingKey => "tee-no-sealing-key",
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Collects evidence: the proof of what runs here and on what, signed by the hardware.
 //!
-//! [`Attester`] is the one way to ask for it. [`Simulation`] implements it on any machine: it emits
-//! quotes of the true SGX and TDX formats and reports of the true SEV-SNP format, with certificates, revocation lists and TCB information
-//! of the true formats, so a verifier runs every check that it runs in production.
+//! [`Attester`] is the one way to ask for it: [`Gramine`] is an SGX enclave, [`Tsm`] a TDX or SEV-SNP
+//! guest, [`detect`] looks where we are. [`Simulation`] implements it on any machine: it emits quotes
+//! of the true SGX and TDX formats and reports of the true SEV-SNP format, with certificates,
+//! revocation lists and TCB information of the true formats, so a verifier runs every check that it
+//! runs in production. [`sealer`] holds the keys that only the same code on the same hardware gets
+//! again.
 //!
 //! ```
 //! use blindai_core::{ReportData, Tee};
@@ -28,7 +31,7 @@
 //! operator reads the memory of the process. The measurement is what the process says of itself; it
 //! covers the executable, not the libraries it loads, not its arguments, not the kernel. A verifier
 //! must accept this root ([`blindai_core::simulation`]) only when it was asked to, by name.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod attester;
 mod detect;
@@ -36,6 +39,7 @@ mod device;
 mod error;
 mod gramine;
 mod measurement;
+pub mod sealer;
 mod signed;
 mod simulation;
 mod tsm;

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, IoctlFlags, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 /// What is behind the files. Paths are relative to the mount, without a slash in front.
@@ -27,6 +27,11 @@ pub trait Tree: Send + Sync + 'static {
 
     /// All that was written, when the file is closed. Who closes does not learn of an error.
     fn written(&self, path: &str, bytes: &[u8]);
+
+    /// A system call on an open file (ioctl): what the message becomes.
+    fn control(&self, _call: u32, _message: &[u8]) -> Result<Vec<u8>, Errno> {
+        Err(Errno::ENOTTY)
+    }
 
     fn make_folder(&self, _path: &str) -> Result<(), Errno> {
         Err(Errno::EPERM)
@@ -259,6 +264,23 @@ impl<T: Tree> Filesystem for Files<T> {
     ) {
         match self.take(&self.path(inode), handle, piece) {
             Ok(taken) => reply.written(taken as u32),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        call: u32,
+        message: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        match self.tree.control(call, message) {
+            Ok(message) => reply.ioctl(0, &message),
             Err(error) => reply.error(error),
         }
     }

@@ -7,4 +7,5 @@
 
 pub mod files;
 pub mod gramine;
+pub mod sev_guest;
 pub mod tsm;
