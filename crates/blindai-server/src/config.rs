@@ -55,10 +55,25 @@ pub struct Tls {
 /// `[tee]`: what attests.
 #[derive(Clone, Debug, Serialize)]
 pub struct TeeConfig {
+    /// Whose evidence is used: `auto`, `gramine` or `tsm`. Default `auto`. Not looked at when a TEE is
+    /// simulated.
+    pub provider: Provider,
     /// Simulates this kind of TEE (`sgx`, `tdx` or `sev-snp`), which protects nothing. No default.
     pub simulation: Option<Tee>,
     /// How long evidence holds, in seconds; it is renewed at half of that. Default 3600.
     pub evidence_seconds: u64,
+}
+
+/// Where evidence comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// The one of those below that is there, in their order.
+    Auto,
+    /// An SGX enclave under Gramine.
+    Gramine,
+    /// A TDX or SEV-SNP guest, through Linux's configfs-tsm.
+    Tsm,
 }
 
 /// `[engine]`: what runs the models.
@@ -166,6 +181,7 @@ impl Config {
                 folder: s.get("folder", "tls".into()),
             }),
             tee: root.section("tee", |s| TeeConfig {
+                provider: s.get("provider", Provider::Auto),
                 simulation: s.optional("simulation"),
                 evidence_seconds: s.within("evidence_seconds", 3600, 2..=YEAR),
             }),
@@ -362,6 +378,7 @@ mod tests {
         assert_eq!(config.listen.attested.port(), 50051);
         assert_eq!(config.limits.body_bytes, 64 << 20);
         assert_eq!(config.tee.simulation, None);
+        assert_eq!(config.tee.provider, Provider::Auto);
     }
 
     #[test]
@@ -407,6 +424,7 @@ mod tests {
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
             "[tls]\nfolder = 'x'",
+            "[tee]\nprovider = 'tsm'",
         ] {
             assert_ne!(Config::from_toml(text).unwrap().digest(), base, "{text}");
         }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use blindai_core::{Code, Error, Tee};
 use blindai_engine::{Engine, EngineOptions};
 use blindai_tee::{
-    Attester, RUNNING_EXECUTABLE, Simulation, SimulationOptions, measure_executable,
+    Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
+    measure_executable,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{Config, EngineConfig, Limits};
+use crate::config::{Config, EngineConfig, Limits, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
@@ -171,27 +172,26 @@ fn find_library() -> PathBuf {
 }
 
 fn attester(config: &Config) -> Result<Box<dyn Attester>, StartError> {
-    let Some(tee) = config.tee.simulation else {
-        return Err(no_tee());
+    let found = match (config.tee.simulation, config.tee.provider) {
+        (Some(tee), _) => simulate(tee),
+        (None, Provider::Auto) => blindai_tee::detect(),
+        (None, Provider::Gramine) => Gramine::open().map(boxed),
+        (None, Provider::Tsm) => Tsm::open().map(boxed),
     };
-    let simulate = |tee: Tee| {
-        let measurement = measure_executable(tee, RUNNING_EXECUTABLE)?;
-        Simulation::new(SimulationOptions::new(measurement))
-    };
-    match simulate(tee) {
-        Ok(simulation) => Ok(Box::new(simulation)),
-        Err(error) => Err(StartError::new(
-            StartKind::Attestation,
-            Error::new(Code::NotReady, error.fact()).with_remedy(error.remedy().to_owned()),
-        )),
-    }
+    found.map_err(|error| {
+        let told = Error::new(Code::NotReady, error.fact());
+        let told = told.with_remedy(error.remedy().to_owned());
+        StartError::new(StartKind::Attestation, told)
+    })
 }
 
-fn no_tee() -> StartError {
-    let fact = "no trusted execution environment is configured, and none is detected yet";
-    let remedy = "start with --simulation, which protects nothing, to try things out";
-    let error = Error::new(Code::NotReady, fact).with_remedy(remedy);
-    StartError::new(StartKind::Attestation, error)
+fn simulate(tee: Tee) -> Result<Box<dyn Attester>, TeeError> {
+    let measurement = measure_executable(tee, RUNNING_EXECUTABLE)?;
+    Simulation::new(SimulationOptions::new(measurement)).map(boxed)
+}
+
+fn boxed(attester: impl Attester + 'static) -> Box<dyn Attester> {
+    Box::new(attester)
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, StartError> {
