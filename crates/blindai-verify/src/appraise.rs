@@ -6,7 +6,7 @@ use crate::dcap::{self, Body, Refused, Root};
 use crate::field::{Field, Values};
 use crate::policy::{Excepted, Policy};
 use crate::report::{QuoteReport, VerifiedReport, utc};
-use crate::{Rejection, RejectionCode};
+use crate::{Rejection, RejectionCode, snp};
 
 /// What the evidence has to be bound to, beside the code and the hardware.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +76,13 @@ pub(crate) fn check_static_binding(
     tls_spki_sha256: [u8; 32],
 ) -> Result<(), Rejection> {
     let mut table = Table::default();
-    let report_data = match dcap::parse(&evidence.quote) {
-        Ok(quote) => {
+    let report_data = match report_data_of(&evidence.quote) {
+        Ok(report_data) => {
             table.pass(
                 checks::QUOTE,
                 "it can be read; its signature is not checked here",
             );
-            Some(Body::from(&quote.report).report_data)
+            Some(report_data)
         }
         Err(Refused { code, text }) => {
             table.fail(checks::QUOTE, code, text);
@@ -96,6 +96,13 @@ pub(crate) fn check_static_binding(
     };
     check_binding(claims.as_ref(), &binding, &mut table);
     table.finish().map(drop)
+}
+
+fn report_data_of(quote: &[u8]) -> Result<[u8; 64], Refused> {
+    match Evidence::is_snp_report(quote) {
+        true => Ok(snp::Report::parse(quote)?.report_data()),
+        false => Ok(Body::from(&dcap::parse(quote)?.report).report_data),
+    }
 }
 
 /// How far a server's clock may run ahead, in seconds.
@@ -119,19 +126,25 @@ pub(crate) fn appraise(
     now: u64,
     table: &mut Table,
 ) -> Appraised {
-    let collateral = match collateral {
-        Collateral::Dcap(collateral) => collateral,
-        Collateral::Snp(_) => {
-            let text = "reports of SEV-SNP are not appraised".to_owned();
-            let code = RejectionCode::QuoteUnsupported;
-            skip_all(Refused { code, text }, table);
-            return Appraised {
-                report_data: None,
-                report: None,
-            };
+    let code = RejectionCode::CollateralMismatch;
+    let text = match (Evidence::is_snp_report(quote), collateral) {
+        (false, Collateral::Dcap(collateral)) => {
+            return appraise_dcap(quote, collateral, policy, now, table);
+        }
+        (true, Collateral::Snp(collateral)) => {
+            return snp::appraise(quote, collateral, policy, now, table);
+        }
+        (true, Collateral::Dcap(_)) => "the collateral is of SGX and TDX, the bytes are a report",
+        (false, Collateral::Snp(_)) => {
+            "the collateral is of SEV-SNP, the bytes are no report of it"
         }
     };
-    appraise_dcap(quote, collateral, policy, now, table)
+    let text = text.to_owned();
+    skip_all(Refused { code, text }, table);
+    Appraised {
+        report_data: None,
+        report: None,
+    }
 }
 
 fn appraise_dcap(
@@ -152,7 +165,7 @@ fn appraise_dcap(
         }
     };
     let body = Body::from(&parsed.report);
-    check_tee(&body, policy, table);
+    check_tee(body.tee, policy, table);
     let root = dcap::claimed_root(&parsed, collateral);
     let claims = check_quote(quote, collateral, root, policy, now, &body, table);
     // Under another root anybody may have written the patch level: it is not repeated.
@@ -162,7 +175,7 @@ fn appraise_dcap(
     };
     let limit = check_tcb(judged, policy, now, table);
     let platform = judged.map(|claims| dcap::platform(&claims.header, &claims.platform.pck));
-    check_pins(&body, platform.as_ref(), policy, table);
+    check_pins(body.tee, &body.values, platform.as_ref(), policy, table);
 
     let report_data = Some(body.report_data);
     let report = claims.map(|claims| {
@@ -190,7 +203,7 @@ fn appraise_dcap(
 type Texts = Vec<(&'static str, String)>;
 
 /// The measurements, and beside them all else that was said, in reading order.
-fn report_values(tee: Tee, said: Values, platform: Values) -> (Texts, Texts) {
+pub(crate) fn report_values(tee: Tee, said: Values, platform: Values) -> (Texts, Texts) {
     let said: Vec<_> = said.into_iter().chain(platform).collect();
     let text = |field: &&'static Field| {
         let (name, value) = said.iter().find(|(name, _)| *name == field.name)?;
@@ -215,8 +228,7 @@ fn skip_all(refused: Refused, table: &mut Table) {
     }
 }
 
-fn check_tee(body: &Body, policy: &Policy, table: &mut Table) {
-    let tee = body.tee;
+pub(crate) fn check_tee(tee: Tee, policy: &Policy, table: &mut Table) {
     let accepted = policy.tees.iter().map(|tee| tee.as_str());
     let accepted: Vec<_> = accepted.collect();
     let result = if policy.tees.contains(&tee) {
@@ -262,29 +274,37 @@ fn check_quote(
             None
         }
     };
-    let debug = match (body.debug || debug_refused, policy.allow_debug) {
-        (false, _) => Ok("off".to_owned()),
-        (true, true) if !debug_refused => {
-            Ok("ON, as the policy allows: the host can read everything".to_owned())
-        }
-        (true, _) => Err("debug is on: the host can read everything inside".to_owned()),
-    };
-    table.decide(checks::DEBUG, RejectionCode::Debug, debug);
+    let allowed = policy.allow_debug && !debug_refused;
+    check_debug(body.debug || debug_refused, allowed, table);
     claims
 }
 
-fn check_root(root: Root, refused: Option<&Refused>, policy: &Policy, table: &mut Table) {
+pub(crate) fn check_debug(on: bool, allowed: bool, table: &mut Table) {
+    let result = match (on, allowed) {
+        (false, _) => Ok("off".to_owned()),
+        (true, true) => Ok("ON, as the policy allows: the host can read everything".to_owned()),
+        (true, false) => Err("debug is on: the host can read everything inside".to_owned()),
+    };
+    table.decide(checks::DEBUG, RejectionCode::Debug, result);
+}
+
+pub(crate) fn check_root(
+    root: Root,
+    refused: Option<&Refused>,
+    policy: &Policy,
+    table: &mut Table,
+) {
     let name = root.name();
     let unknown = |r: &&Refused| r.code == RejectionCode::TrustRootUnknown;
     if !policy.accepts_root(root) {
         let (code, fact) = match root {
-            Root::Simulation => (
+            Root::Simulation | Root::SimulationArk => (
                 RejectionCode::TrustRootSimulation,
                 format!(
                     "the evidence is simulated, its root is {name:?}; the policy accepts hardware"
                 ),
             ),
-            Root::Intel => (
+            Root::Intel | Root::Amd(_) => (
                 RejectionCode::TrustRootHardware,
                 format!(
                     "the evidence is of hardware, its root is {name:?}; the policy accepts only the simulation"
@@ -380,10 +400,16 @@ fn check_advisories(ids: &[String], policy: &Policy, now: u64, table: &mut Table
     ids.iter().filter_map(until).min().unwrap_or(u64::MAX)
 }
 
-fn check_pins(body: &Body, platform: Result<&Values, &&str>, policy: &Policy, table: &mut Table) {
-    for pin in policy.pins.iter().filter(|pin| pin.tee == body.tee) {
+pub(crate) fn check_pins(
+    tee: Tee,
+    values: &Values,
+    platform: Result<&Values, &&str>,
+    policy: &Policy,
+    table: &mut Table,
+) {
+    for pin in policy.pins.iter().filter(|pin| pin.tee == tee) {
         let name = pin.field.name;
-        let known = body.values.iter().chain(platform.into_iter().flatten());
+        let known = values.iter().chain(platform.into_iter().flatten());
         let Some((_, seen)) = known.into_iter().find(|(n, _)| *n == name) else {
             let why_not = platform.err().copied();
             table.not_possible(name, why_not.unwrap_or("the evidence does not say"));

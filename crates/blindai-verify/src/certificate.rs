@@ -1,4 +1,4 @@
-use blindai_core::{Evidence, RA_TLS_OID};
+use blindai_core::{CMW_OID, Evidence, RA_TLS_OID};
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode, Encode};
@@ -16,14 +16,18 @@ pub struct CertificateEvidence {
 }
 
 /// Reads the evidence in an X.509 certificate, DER: the value of exactly one extension
-/// 2.23.133.5.4.9.
+/// 2.23.133.5.4.9 (SGX, TDX) or 1.3.6.1.5.5.7.1.35 (SEV-SNP).
 ///
 /// # Errors
 /// [`RejectionCode::CertificateMalformed`]
 pub fn read_certificate(der: &[u8]) -> Result<CertificateEvidence, Rejection> {
     let certificate = parse(der)?;
-    let value = only_extension(&certificate, &[RA_TLS_OID])?;
-    let evidence = Evidence::from_extension(value).map_err(|error| malformed(error.to_string()))?;
+    let value = only_extension(&certificate, &[RA_TLS_OID, CMW_OID])?;
+    let evidence = match carries(&certificate, &[CMW_OID]) {
+        true => Evidence::from_cmw(value),
+        false => Evidence::from_extension(value),
+    };
+    let evidence = evidence.map_err(|error| malformed(error.to_string()))?;
     Ok(CertificateEvidence {
         evidence,
         tls_spki_sha256: spki_sha256(&certificate)?,

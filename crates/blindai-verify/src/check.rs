@@ -90,6 +90,21 @@ pub mod checks {
     pub const NONCE: &str = "nonce";
     pub const VALIDITY: &str = "validity";
     pub const CONFIG_DIGEST: &str = "config_digest";
+
+    // Of SEV-SNP alone.
+    pub const CERTIFICATE_CHAIN: &str = "certificate_chain";
+    pub const CERTIFICATE_TCB: &str = "certificate_tcb";
+    pub const CERTIFICATE_CHIP: &str = "certificate_chip";
+    pub const CPU: &str = "cpu";
+    pub const REVOCATION: &str = "revocation";
+    pub const GUEST_POLICY: &str = "guest_policy";
+    pub const MIGRATION_AGENT: &str = "migration_agent";
+    pub const SMT: &str = "smt";
+    pub const ABI: &str = "abi";
+    pub const VMPL: &str = "vmpl";
+    pub const REPORTED_TCB: &str = "reported_tcb";
+    pub const COMMITTED_TCB: &str = "committed_tcb";
+    pub const PLATFORM_INFO: &str = "platform_info";
 }
 
 /// The table while it is being filled. Every check that can still be made is made after a failure

@@ -24,10 +24,10 @@ macro_rules! codes {
 codes! {
     /// The server's certificate cannot be read, or carries no evidence or more than one.
     CertificateMalformed = "certificate-malformed", "connect to the attested port of a BlindAI server (50051 by default)";
-    /// The quote is not one of SGX or TDX, or is cut.
+    /// The bytes are no quote of SGX or TDX and no report of SEV-SNP, or they are cut.
     QuoteMalformed = "quote-malformed", "";
     /// The quote is of a version, key type or vendor that is not appraised.
-    QuoteUnsupported = "quote-unsupported", "update the verifier, or configure the server's quote provider for ECDSA P-256 quotes";
+    QuoteUnsupported = "quote-unsupported", "update the verifier, or configure the server's platform for signed quotes of a known kind (SGX and TDX: ECDSA P-256)";
     /// The quote comes from a kind of TEE that the policy does not accept.
     TeeNotAccepted = "tee-not-accepted", "add the kind and its measurements to the policy if you accept it";
     /// The evidence is simulated and the policy accepts only hardware.
@@ -35,7 +35,7 @@ codes! {
     /// The evidence is of hardware and the policy accepts only the simulation.
     TrustRootHardware = "trust-root-hardware", "give a policy with the measurement you expect, and do not ask for simulation";
     /// The quote or its collateral leads to none of the roots that are known.
-    TrustRootUnknown = "trust-root-unknown", "fetch the collateral from Intel; a chain that does not end in Intel's root is not evidence";
+    TrustRootUnknown = "trust-root-unknown", "fetch the collateral from Intel or AMD; a chain that does not end in their roots is not evidence";
     /// A certificate in a chain is malformed or its chain does not hold.
     ChainInvalid = "chain-invalid", "fetch the collateral again";
     /// A certificate was revoked by its issuer.
@@ -56,6 +56,8 @@ codes! {
     CollateralMismatch = "collateral-mismatch", "fetch the collateral of this quote's platform";
     /// A revocation list is past its next update.
     CrlExpired = "crl-expired", "fetch the collateral again";
+    /// There is no revocation list and the policy requires one.
+    CrlMissing = "crl-missing", "fetch the revocation list of the ARK from AMD's key distribution service; a server staples it by itself, so ask its operator";
     /// The quote is not signed by the key that its platform certified.
     QuoteSignature = "quote-signature", "ask for new evidence; these bytes were changed or never came from a TEE";
     /// The quoting enclave is not Intel's.
@@ -76,6 +78,12 @@ codes! {
     TcbAdvisory = "tcb-advisory", "have the platform's firmware updated, or accept the advisory until a date with [[tcb.exceptions]]";
     /// The collateral is of an older TCB evaluation than the policy asks for.
     TcbEvaluation = "tcb-evaluation", "fetch newer collateral";
+    /// A security version of the machine is under the policy's minimum for SEV-SNP.
+    TcbMinimum = "tcb-minimum", "have the platform's firmware updated and committed, or lower the minimum in the policy";
+    /// The guest of SEV-SNP was started with a policy that allows more than yours: migration, SMT, old firmware, something unknown.
+    GuestPolicy = "guest-policy", "start the guest with a stricter guest policy";
+    /// The report was asked for at a privilege level (VMPL) that the policy does not allow.
+    Vmpl = "vmpl", "if the server runs under a paravisor or SVSM as you planned, put its level in the policy: what runs below its level can read it";
     /// The code that runs is not code that the policy allows.
     MeasurementMismatch = "measurement-mismatch", "if you upgraded the server, put its new measurement in the policy; if not, do not use it";
     /// The code is not signed by a signer that the policy allows, or is too old a version.

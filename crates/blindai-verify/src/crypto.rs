@@ -7,11 +7,67 @@ pub(crate) type Backend = aws_lc::AwsLc;
 #[cfg(target_arch = "wasm32")]
 pub(crate) type Backend = dcap_qvl::configs::RustCryptoConfig;
 
+/// Whether the key, a point on the curve P-384, signed the message. The signature is two numbers,
+/// most significant byte first.
+pub(crate) fn ecdsa_p384_sha384(point: &[u8], message: &[u8], signature: &[u8; 96]) -> bool {
+    primitives::ecdsa_p384_sha384(point, message, signature)
+}
+
+/// Whether the key, in the form of PKCS #1, signed the message: RSA-PSS with MGF1 and 48 bytes of
+/// salt.
+pub(crate) fn rsa_pss_sha384(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    signature.len() == RSA_4096_BYTES && primitives::rsa_pss_sha384(key, message, signature)
+}
+
+/// The only length of key that AMD signs with.
+const RSA_4096_BYTES: usize = 512;
+
+#[cfg(not(target_arch = "wasm32"))]
+use aws_lc as primitives;
+#[cfg(target_arch = "wasm32")]
+use pure_rust as primitives;
+
+#[cfg(any(target_arch = "wasm32", test))]
+pub(crate) mod pure_rust {
+    use p384::ecdsa::signature::Verifier as _;
+    use p384::ecdsa::{Signature, VerifyingKey};
+    use rsa::RsaPublicKey;
+    use rsa::pkcs1::DecodeRsaPublicKey as _;
+    use rsa::pss::Pss;
+    use sha2::{Digest as _, Sha384};
+
+    pub(crate) fn ecdsa_p384_sha384(point: &[u8], message: &[u8], signature: &[u8; 96]) -> bool {
+        let key = VerifyingKey::from_sec1_bytes(point);
+        let signature = Signature::from_slice(signature);
+        matches!((key, signature), (Ok(key), Ok(signature)) if key.verify(message, &signature).is_ok())
+    }
+
+    pub(crate) fn rsa_pss_sha384(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        let scheme = Pss::<Sha384>::new_with_salt(48);
+        let hash = Sha384::digest(message);
+        RsaPublicKey::from_pkcs1_der(key)
+            .is_ok_and(|key| key.verify(scheme, &hash, signature).is_ok())
+    }
+}
+
 #[cfg(not(target_arch = "wasm32"))]
 mod aws_lc {
     use aws_lc_rs::digest::{SHA256, SHA384, digest};
+    use aws_lc_rs::signature::{
+        ECDSA_P384_SHA384_FIXED, RSA_PSS_2048_8192_SHA384, UnparsedPublicKey,
+    };
     use dcap_qvl::config::{Config, CryptoProvider};
     use rustls_pki_types::SignatureVerificationAlgorithm;
+
+    pub(crate) fn ecdsa_p384_sha384(point: &[u8], message: &[u8], signature: &[u8; 96]) -> bool {
+        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point);
+        key.verify(message, signature).is_ok()
+    }
+
+    pub(crate) fn rsa_pss_sha384(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        let key = UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, key);
+        key.verify(message, signature).is_ok()
+    }
 
     /// The library's own readers of certificates and signatures, with the primitives of AWS-LC.
     pub(crate) struct AwsLc;

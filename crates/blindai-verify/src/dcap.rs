@@ -16,6 +16,7 @@ use crate::crypto::Backend;
 use crate::field::{Value, Values};
 use crate::refusals::refused;
 use crate::report::utc;
+use crate::snp::Product;
 
 /// Real quotes are under 16 KiB.
 const QUOTE_BYTES: usize = 128 * 1024;
@@ -26,20 +27,25 @@ const COLLATERAL_BYTES: usize = 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Root {
     Intel,
+    Amd(Product),
     Simulation,
+    /// The simulation's, in AMD's place.
+    SimulationArk,
 }
 
 impl Root {
     pub fn name(self) -> &'static str {
         match self {
             Root::Intel => "Intel SGX Root CA",
+            Root::Amd(product) => product.root_name(),
             Root::Simulation => simulation::ROOT_NAME,
+            Root::SimulationArk => simulation::ARK_NAME,
         }
     }
 
     /// Whether everybody can sign under it.
     pub fn simulated(self) -> bool {
-        self == Root::Simulation
+        matches!(self, Root::Simulation | Root::SimulationArk)
     }
 }
 
@@ -259,10 +265,10 @@ fn bytes(bytes: &[u8]) -> Value {
 
 fn verifier<C: Config>(root: Root) -> QuoteVerifier<C> {
     match root {
-        Root::Intel => QuoteVerifier::new_prod().with_config(),
         Root::Simulation => {
             QuoteVerifier::new_with_config(simulation::ROOT_CERTIFICATE_DER.to_vec())
         }
+        _ => QuoteVerifier::new_prod().with_config(),
     }
 }
 

@@ -72,7 +72,7 @@ impl Policy {
 
     fn compare_verified(&self, verified: &Verified, now: u64, found: &mut List) {
         if !self.accepts_root(verified.root) {
-            let root = match self.intel_root {
+            let root = match self.hardware_roots {
                 true => "hardware",
                 false => "the simulation",
             };

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use blindai_core::Tee::{self, Sgx, Tdx};
+use blindai_core::Tee::{self, SevSnp, Sgx, Tdx};
 
 use crate::RejectionCode;
 
@@ -191,6 +191,7 @@ const fn field(
 const SGX: &[Tee] = &[Sgx];
 const TDX: &[Tee] = &[Tdx];
 const INTEL: &[Tee] = &[Sgx, Tdx];
+const SNP: &[Tee] = &[SevSnp];
 
 /// In reading order: first what code runs, then how it was started, then where.
 #[rustfmt::skip] // A table: one entry, two or three lines.
@@ -277,6 +278,42 @@ pub(crate) static FIELDS: &[Field] = {
             "Whether Intel keeps the machine's root keys."),
         field(INTEL, Hardware, "qe_vendor_id", Shown, Offer,
             "Who made the quoting enclave; only Intel's passes."),
+        field(SNP, Code, "measurement", OneOf(48), Pin,
+            "The memory that the guest was started with: the virtual firmware, and with kernel hashes \
+             the kernel, its command line and initial disk. Without kernel hashes any kernel passes. \
+             Changes with each of them, and with the number of vCPUs."),
+        field(SNP, Signer, "id_key_digest", OneOf(48), Offer,
+            "Who signed the guest's identity block. With family_id, image_id and min_guest_svn, and \
+             without the line measurement, this is weaker: whatever that key signs later passes as \
+             well. Zeros without such a block."),
+        field(SNP, Signer, "author_key_digest", OneOf(48), Offer,
+            "Who vouched for the key that signed the identity block. Zeros when nobody did."),
+        field(SNP, Signer, "family_id", OneOf(16), Offer,
+            "The family of guests that the identity block names."),
+        field(SNP, Signer, "image_id", OneOf(16), Offer,
+            "The image that the identity block names."),
+        field(SNP, Signer, "guest_svn", AtLeast, Offer,
+            "The security version that the identity block names. Raise it when an older version must \
+             not pass any more."),
+        field(SNP, Setup, "host_data", OneOf(32), PinUnlessZero,
+            "What the host named when it started the guest: some systems bind their configuration \
+             here."),
+        field(SNP, Setup, "guest_policy", Shown, Offer,
+            "What the guest was started with as allowed."),
+        field(SNP, Setup, "vmpl", Shown, Offer,
+            "The privilege level inside the guest that asked for the report; 0 may do most."),
+        field(SNP, Hardware, "chip_id", OneOf(64), Offer,
+            "The machine itself. With this line only this machine passes. Zeros when its host masks it."),
+        field(SNP, Hardware, "cpu", Shown, Offer,
+            "Family, model and stepping."),
+        field(SNP, Hardware, "platform_info", Shown, Offer,
+            "How the machine is set up: SMT, memory encryption, ECC and more."),
+        field(SNP, Hardware, "current_tcb", Shown, Offer,
+            "The security versions that run."),
+        field(SNP, Hardware, "reported_tcb", Shown, Offer,
+            "The security versions that the signer's certificate is for."),
+        field(SNP, Hardware, "committed_tcb", Shown, Offer,
+            "The security versions that the machine cannot go behind any more."),
     ]
 };
 
@@ -286,7 +323,7 @@ mod tests {
 
     #[test]
     fn names_are_distinct_for_each_kind() {
-        for tee in [Sgx, Tdx] {
+        for tee in [Sgx, Tdx, SevSnp] {
             let names: Vec<_> = Field::of(tee).map(|field| field.name).collect();
             for (i, name) in names.iter().enumerate() {
                 assert!(!names[..i].contains(name), "{tee} {name}");

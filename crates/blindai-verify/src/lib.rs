@@ -120,6 +120,7 @@ mod observe;
 mod policy;
 mod refusals;
 mod report;
+mod snp;
 
 pub use appraise::{Binding, appraise_quote, verify};
 pub use certificate::{CertificateEvidence, read_certificate};

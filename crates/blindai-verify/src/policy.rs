@@ -1,3 +1,5 @@
+mod snp;
+
 use std::cell::RefCell;
 use std::fmt;
 
@@ -9,11 +11,13 @@ use toml::{Table, Value};
 use crate::dcap::Root;
 use crate::field::{self, Allowed, Field, Form};
 
+pub(crate) use snp::{Minimum, SnpPolicy};
+
 /// What a verifier accepts. The [crate documentation](crate#the-policy-file) shows the file.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(crate) tees: Vec<Tee>,
-    pub(crate) intel_root: bool,
+    pub(crate) hardware_roots: bool,
     pub(crate) simulation_root: bool,
     pub(crate) pins: Vec<Pin>,
     pub(crate) allowed_statuses: Vec<TcbStatus>,
@@ -21,6 +25,7 @@ pub struct Policy {
     pub(crate) min_evaluation_number: Option<u32>,
     pub(crate) config_digests: Vec<Digest>,
     pub(crate) allow_debug: bool,
+    pub(crate) snp: SnpPolicy,
 }
 
 impl Policy {
@@ -60,11 +65,11 @@ impl Policy {
                 allowed: Allowed::OneOf(Vec::new()),
             })
         };
-        let tees = vec![Tee::Sgx, Tee::Tdx];
+        let tees = TEES.to_vec();
         let pins = tees.iter().filter_map(|tee| nothing(*tee)).collect();
         Self {
             tees,
-            intel_root: true,
+            hardware_roots: true,
             simulation_root: false,
             pins,
             allowed_statuses: vec![TcbStatus::UpToDate],
@@ -72,6 +77,7 @@ impl Policy {
             min_evaluation_number: None,
             config_digests: Vec::new(),
             allow_debug: false,
+            snp: SnpPolicy::default(),
         }
     }
 
@@ -102,8 +108,8 @@ impl Policy {
 
     pub(crate) fn accepts_root(&self, root: Root) -> bool {
         match root {
-            Root::Intel => self.intel_root,
-            Root::Simulation => self.simulation_root,
+            Root::Intel | Root::Amd(_) => self.hardware_roots,
+            Root::Simulation | Root::SimulationArk => self.simulation_root,
         }
     }
 }
@@ -117,8 +123,8 @@ impl DangerousPolicy {
     /// hardware is refused, because the policy names no measurement to hold it to.
     pub fn accept_simulation(self) -> Policy {
         Policy {
-            tees: vec![Tee::Sgx, Tee::Tdx],
-            intel_root: false,
+            tees: TEES.to_vec(),
+            hardware_roots: false,
             simulation_root: true,
             pins: Vec::new(),
             allowed_statuses: vec![TcbStatus::UpToDate],
@@ -126,6 +132,7 @@ impl DangerousPolicy {
             min_evaluation_number: None,
             config_digests: Vec::new(),
             allow_debug: false,
+            snp: SnpPolicy::default(),
         }
     }
 }
@@ -188,9 +195,13 @@ fn not_toml(text: &str, error: &toml::de::Error) -> String {
 fn read_policy(mut top: Section<'_>) -> Policy {
     let tees = read_tees(&mut top);
     let mut pins = Vec::new();
-    for tee in [Tee::Sgx, Tee::Tdx] {
+    let mut snp = SnpPolicy::default();
+    for tee in TEES {
         match (top.section(tee.as_str()), tees.contains(&tee)) {
-            (Some(section), named) => {
+            (Some(mut section), named) => {
+                if tee == Tee::SevSnp {
+                    snp = snp::read(&mut section);
+                }
                 pins.extend(read_pins(tee, section));
                 if !named {
                     top.problem(tee.as_str(), "stands there, but \"tee\" does not name it");
@@ -203,7 +214,7 @@ fn read_policy(mut top: Section<'_>) -> Policy {
     let (allowed_statuses, exceptions, min_evaluation_number) = read_tcb(&mut top);
     let policy = Policy {
         tees,
-        intel_root: true,
+        hardware_roots: true,
         simulation_root: false,
         pins,
         allowed_statuses,
@@ -215,6 +226,7 @@ fn read_policy(mut top: Section<'_>) -> Policy {
             })
             .unwrap_or_default(),
         allow_debug: top.flag("dangerous_allow_debug").unwrap_or(false),
+        snp,
     };
     top.finish();
     policy
@@ -223,9 +235,12 @@ fn read_policy(mut top: Section<'_>) -> Policy {
 fn read_tees(top: &mut Section<'_>) -> Vec<Tee> {
     let mut tees = Vec::new();
     for name in top.strings("tee").unwrap_or_default() {
-        match [Tee::Sgx, Tee::Tdx].iter().find(|tee| tee.as_str() == name) {
+        match TEES.iter().find(|tee| tee.as_str() == name) {
             Some(tee) => tees.push(*tee),
-            None => top.problem("tee", &format!("knows \"sgx\" and \"tdx\", not {name:?}")),
+            None => {
+                let known = TEES.map(Tee::as_str).join(", ");
+                top.problem("tee", &format!("knows {known}, not {name:?}"));
+            }
         }
     }
     if tees.is_empty() {
@@ -249,7 +264,7 @@ fn read_pins(tee: Tee, mut section: Section<'_>) -> Vec<Pin> {
     match tee {
         Tee::Sgx => require_enclave(&section, named),
         Tee::Tdx => require_system(&section, named),
-        Tee::SevSnp => {}
+        Tee::SevSnp => snp::require_guest(&section, &pins, named),
     }
     section.finish();
     pins
@@ -291,7 +306,7 @@ fn read_allowed(field: &Field, section: &mut Section<'_>) -> Option<Allowed> {
             Some(Allowed::OneOf(vec![field::Value::Number(number.into())]))
         }
         Form::AtLeast => {
-            let least: u16 = section.integer(key)?;
+            let least: u32 = section.integer(key)?;
             Some(Allowed::AtLeast(least.into()))
         }
         Form::EachAtLeast(bytes) => section.one_hex(key, bytes).map(Allowed::EachAtLeast),
@@ -531,6 +546,8 @@ const STATUSES: &[TcbStatus] = &[
     TcbStatus::TDRelaunchAdvisedConfigurationNeeded,
 ];
 
+const TEES: [Tee; 3] = [Tee::Sgx, Tee::Tdx, Tee::SevSnp];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -610,7 +627,7 @@ mod tests {
         "#;
         let problems = problems(text).join("\n");
         for word in [
-            "\"sev\"",
+            "not \"sev\"",
             "colour is not a known key",
             "dangerous_allow_debug is",
             "config_digest is",

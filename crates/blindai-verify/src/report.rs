@@ -47,7 +47,8 @@ impl QuoteReport {
         self.root.name()
     }
 
-    /// The platform's patch level as Intel names it, `UpToDate` at best.
+    /// The platform's patch level as Intel names it, `UpToDate` at best. AMD names none: `reported`
+    /// says only that the policy's minimum holds.
     pub fn tcb_status(&self) -> &str {
         &self.tcb_status
     }
@@ -155,7 +156,8 @@ impl VerifiedReport {
         self.quote.trust_root()
     }
 
-    /// The platform's patch level as Intel names it, `UpToDate` at best.
+    /// The platform's patch level as Intel names it, `UpToDate` at best. AMD names none: `reported`
+    /// says only that the policy's minimum holds.
     pub fn tcb_status(&self) -> &str {
         self.quote.tcb_status()
     }
@@ -166,8 +168,9 @@ impl VerifiedReport {
     }
 
     /// The measurements with their names, in reading order: for SGX `mrenclave`, `mrsigner`,
-    /// `isv_prod_id`, `isv_svn`; for TDX `mrtd`, `rtmr0` to `rtmr3`. Digests are hexadecimal,
-    /// numbers decimal.
+    /// `isv_prod_id`, `isv_svn`; for TDX `mrtd`, `rtmr0` to `rtmr3`; for SEV-SNP `measurement`,
+    /// `host_data`, `id_key_digest`, `author_key_digest`, `family_id`, `image_id`, `guest_svn`,
+    /// `chip_id`. Digests are hexadecimal, numbers decimal.
     pub fn measurements(&self) -> &[(&'static str, String)] {
         self.quote.measurements()
     }

@@ -1,0 +1,531 @@
+//! Reports of real machines with SEV-SNP, with the verdict that each must have.
+
+mod support;
+
+use blindai_core::{Collateral, Evidence, SnpCollateral, Tee};
+use blindai_verify::{
+    Outcome, Policy, QuoteReport, Rejection, RejectionCode as Code, appraise_quote, checks,
+};
+
+use support::{assert_code, connection, file, outcome};
+
+/// A report with its signer's certificate, and a time when that was valid.
+#[derive(Clone, Copy)]
+struct Machine {
+    report: &'static str,
+    signer: &'static str,
+    now: u64,
+}
+
+const fn machine(report: &'static str, signer: &'static str, now: u64) -> Machine {
+    Machine {
+        report,
+        signer,
+        now,
+    }
+}
+
+const MILAN: Machine = machine("ms_milan", "ms_milan_vcek.pem", 1_780_000_000);
+const GENOA: Machine = machine("ms_genoa", "ms_genoa_vcek.pem", 1_780_000_000);
+const TURIN: Machine = machine("ms_turin", "ms_turin_vcek.pem", 1_780_000_000);
+const MILAN_V2: Machine = machine(
+    "trustee_milan_v2",
+    "trustee_milan_v2_vcek.der",
+    1_780_000_000,
+);
+/// Asked for at VMPL 1; its patch level is behind the committed one.
+const VLEK: Machine = machine(
+    "trustee_milan_vlek",
+    "trustee_milan_vlek.der",
+    1_740_000_000,
+);
+const DEBUG: Machine = machine(
+    "gosev_milan_DEBUG",
+    "gosev_milan_DEBUG_vcek.der",
+    1_780_000_000,
+);
+/// Of the report: what the signature covers, and where the signature ends.
+const SIGNED: usize = 0x2a0;
+const BAD_MEASUREMENT: &str = "ab";
+
+impl Machine {
+    fn report(self) -> Vec<u8> {
+        file(&format!("snp/{}.report", self.report))
+    }
+
+    fn collateral(self) -> SnpCollateral {
+        SnpCollateral {
+            signer: certificate(self.signer),
+            issuer_chain: None,
+            crl: None,
+        }
+    }
+
+    /// A policy that pins the launch measurement and asks for no revocation list, with more lines.
+    fn policy(self, lines: &str) -> Policy {
+        self.policy_with("", lines)
+    }
+
+    fn policy_with(self, top: &str, lines: &str) -> Policy {
+        let measurement = hex::encode(&self.report()[0x90..0xc0]);
+        Policy::from_toml(&format!(
+            "tee = [\"sev-snp\"]\n{top}\n[sev-snp]\nmeasurement = [{measurement:?}]\n\
+             require_crl = false\n{lines}"
+        ))
+        .unwrap()
+    }
+
+    fn appraise(self, policy: &Policy) -> Result<QuoteReport, Rejection> {
+        appraise(&self.report(), self.collateral(), policy, self.now)
+    }
+
+    fn with(self, lines: &str) -> Result<QuoteReport, Rejection> {
+        self.appraise(&self.policy(lines))
+    }
+}
+
+fn appraise(
+    report: &[u8],
+    collateral: SnpCollateral,
+    policy: &Policy,
+    now: u64,
+) -> Result<QuoteReport, Rejection> {
+    appraise_quote(report, &Collateral::Snp(collateral), policy, now)
+}
+
+fn certificate(name: &str) -> String {
+    let bytes = file(&format!("snp/{name}"));
+    match name.ends_with(".der") {
+        true => to_pem(bytes),
+        false => String::from_utf8(bytes).unwrap(),
+    }
+}
+
+fn to_pem(der: Vec<u8>) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", der))
+}
+
+fn detail<'a>(report: &'a QuoteReport, name: &str) -> &'a str {
+    let check = report.checks().iter().find(|check| check.name() == name);
+    check.unwrap().detail()
+}
+
+#[test]
+fn machines_of_each_generation_verify() {
+    for (machine, root, cpu) in [
+        (MILAN, "AMD ARK-Milan", "Milan"),
+        (GENOA, "AMD ARK-Genoa", "Genoa"),
+        (TURIN, "AMD ARK-Turin", "Turin"),
+        (MILAN_V2, "AMD ARK-Milan", "Milan, as the certificate says"),
+    ] {
+        let report = machine.with("").unwrap_or_else(|r| panic!("{}", r.table()));
+        assert_eq!((report.tee(), report.trust_root()), (Tee::SevSnp, root));
+        assert!(!report.simulated());
+        assert_eq!(report.tcb_status(), "reported");
+        assert!(detail(&report, checks::CPU).starts_with(cpu));
+        let bytes = machine.report();
+        let measurement = hex::encode(&bytes[0x90..0xc0]);
+        assert_eq!(report.measurement("measurement"), Some(&measurement[..]));
+        let host_data = ("host_data", hex::encode(&bytes[0xc0..0xe0]));
+        assert!(report.details().contains(&host_data));
+        assert!(report.valid_until() > machine.now);
+    }
+}
+
+#[test]
+fn the_chain_may_come_along() {
+    let mut collateral = MILAN.collateral();
+    collateral.issuer_chain = Some(certificate("milan_ask.pem") + &certificate("milan_ark.pem"));
+    appraise(
+        &MILAN.report(),
+        collateral.clone(),
+        &MILAN.policy(""),
+        MILAN.now,
+    )
+    .unwrap();
+    collateral.issuer_chain = Some(certificate("milan_ask.pem"));
+    appraise(&MILAN.report(), collateral, &MILAN.policy(""), MILAN.now).unwrap();
+}
+
+#[test]
+fn the_providers_key_verifies_in_its_time_and_at_its_level() {
+    let lines = "vmpl = [0, 1]";
+    let report = VLEK.with(lines).unwrap();
+    let provider = detail(&report, checks::CERTIFICATE_CHIP);
+    assert!(provider.contains("amazonaws.com"), "{provider}");
+    assert_eq!(report.valid_until(), 1_765_404_861);
+
+    assert_code(VLEK.with(""), Code::Vmpl);
+    let at = |now| Machine { now, ..VLEK }.with(lines);
+    at(1_765_404_861).unwrap();
+    assert_code(at(1_765_404_862), Code::CertificateExpired);
+    assert_code(at(1_733_868_860), Code::CertificateNotYetValid);
+}
+
+#[test]
+fn invalid_certificates_of_the_chip_are_refused() {
+    for signer in ["test-vcek-invalid-legacy.der", "test-vcek-invalid-new.der"] {
+        let rejection = assert_code(Machine { signer, ..MILAN_V2 }.with(""), Code::ChainInvalid);
+        for name in [
+            checks::CERTIFICATE_CHAIN,
+            checks::CERTIFICATE_TCB,
+            checks::CERTIFICATE_CHIP,
+            checks::QUOTE,
+        ] {
+            assert_eq!(outcome(&rejection, name), Outcome::Fail, "{name}");
+        }
+    }
+}
+
+#[test]
+fn debug_is_refused_unless_asked_for_by_name() {
+    assert_code(DEBUG.with(""), Code::Debug);
+    let policy = DEBUG.policy_with("dangerous_allow_debug = true", "");
+    let report = DEBUG.appraise(&policy).unwrap();
+    assert!(detail(&report, checks::DEBUG).starts_with("ON"));
+}
+
+#[test]
+fn certificates_of_others_are_refused() {
+    let signed_by = |signer| Machine { signer, ..MILAN }.with("");
+    // Another chip of the same product, another product, another kind of key, no key at all.
+    let other_chip = assert_code(signed_by(MILAN_V2.signer), Code::CollateralMismatch);
+    assert_eq!(
+        outcome(&other_chip, checks::CERTIFICATE_CHIP),
+        Outcome::Fail
+    );
+    assert_eq!(outcome(&other_chip, checks::QUOTE), Outcome::Fail);
+    let other_product = assert_code(signed_by(GENOA.signer), Code::CollateralMismatch);
+    assert_eq!(outcome(&other_product, checks::CPU), Outcome::Fail);
+    let provider = Machine {
+        now: VLEK.now,
+        ..MILAN
+    };
+    let provider = Machine {
+        signer: VLEK.signer,
+        ..provider
+    }
+    .with("");
+    assert_code(provider, Code::CollateralMismatch);
+    assert_code(signed_by("milan_ask.pem"), Code::CollateralMalformed);
+    // Two, where one belongs.
+    assert_code(signed_by("milan_asvk_ark.pem"), Code::CollateralMalformed);
+}
+
+#[test]
+fn chains_of_others_are_refused() {
+    let with_chain = |chain: String| {
+        let collateral = SnpCollateral {
+            issuer_chain: Some(chain),
+            ..MILAN.collateral()
+        };
+        appraise(&MILAN.report(), collateral, &MILAN.policy(""), MILAN.now)
+    };
+    let [ask, ark, genoa_ask, genoa_ark] = [
+        "milan_ask.pem",
+        "milan_ark.pem",
+        "genoa_ask.pem",
+        "genoa_ark.pem",
+    ]
+    .map(certificate);
+    assert_code(with_chain(genoa_ask + &genoa_ark), Code::ChainInvalid);
+    assert_code(
+        with_chain(certificate("milan_asvk_ark.pem")),
+        Code::ChainInvalid,
+    );
+    assert_code(with_chain(ark.clone()), Code::ChainInvalid);
+    assert_code(with_chain(ask.clone() + &genoa_ark), Code::TrustRootUnknown);
+    assert_code(with_chain(ask.repeat(5)), Code::CollateralMalformed);
+    assert_code(with_chain(String::new()), Code::CollateralMalformed);
+    assert_code(with_chain("x".repeat(1 << 20)), Code::CollateralMalformed);
+}
+
+#[test]
+fn a_revocation_list_is_required_by_default() {
+    let measurement = hex::encode(&MILAN.report()[0x90..0xc0]);
+    let text = format!("tee = [\"sev-snp\"]\n[sev-snp]\nmeasurement = [{measurement:?}]");
+    let rejection = MILAN.appraise(&Policy::from_toml(&text).unwrap());
+    assert_code(rejection, Code::CrlMissing);
+    let report = MILAN.with("").unwrap();
+    let checks = report.checks().iter();
+    let revocation = checks.filter(|check| check.name() == checks::REVOCATION);
+    let outcomes: Vec<_> = revocation.map(|check| check.outcome()).collect();
+    assert_eq!(outcomes, [Outcome::Skipped]);
+}
+
+#[test]
+fn each_line_of_the_policy_is_held_to() {
+    let text = |at: std::ops::Range<usize>| hex::encode(&MILAN.report()[at]);
+    let host_data = format!("host_data = [{:?}]", text(0xc0..0xe0));
+    let id_key = format!("id_key_digest = [{:?}]", text(0xe0..0x110));
+    let family = format!("family_id = [{:?}]", text(0x10..0x20));
+    let image = format!("image_id = [{:?}]", text(0x20..0x30));
+    let chip = format!("chip_id = [{:?}]", text(0x1a0..0x1e0));
+    for line in [
+        &host_data[..],
+        &id_key,
+        &family,
+        &image,
+        &chip,
+        "min_guest_svn = 2",
+        "min_abi = \"0.31\"",
+        "dangerous_allow_migration_agent = true",
+        "[sev-snp.min_reported_tcb.milan]\nbootloader = 4\ntee = 0\nsnp = 24\nmicrocode = 219",
+        "[sev-snp.min_committed_tcb.milan]\nmicrocode = 219\n[sev-snp.min_committed_tcb.turin]\nfmc = 9",
+    ] {
+        MILAN
+            .with(line)
+            .unwrap_or_else(|r| panic!("{line}: {}", r.table()));
+    }
+    let other = |bytes: usize| format!("[{:?}]", "ab".repeat(bytes));
+    for (line, code) in [
+        (format!("host_data = {}", other(32)), Code::SetupMismatch),
+        (
+            format!("id_key_digest = {}", other(48)),
+            Code::SignerMismatch,
+        ),
+        (
+            format!("author_key_digest = {}", other(48)),
+            Code::SignerMismatch,
+        ),
+        (format!("family_id = {}", other(16)), Code::SignerMismatch),
+        (format!("image_id = {}", other(16)), Code::SignerMismatch),
+        (format!("chip_id = {}", other(64)), Code::HardwareMismatch),
+        ("min_guest_svn = 3".into(), Code::SignerMismatch),
+        ("min_abi = \"0.32\"".into(), Code::GuestPolicy),
+        ("min_abi = \"1.0\"".into(), Code::GuestPolicy),
+        ("forbid_smt = true".into(), Code::GuestPolicy),
+        ("vmpl = [1, 2, 3]".into(), Code::Vmpl),
+        (
+            "[sev-snp.min_reported_tcb.milan]\nbootloader = 5".into(),
+            Code::TcbMinimum,
+        ),
+        (
+            "[sev-snp.min_reported_tcb.milan]\ntee = 1".into(),
+            Code::TcbMinimum,
+        ),
+        (
+            "[sev-snp.min_reported_tcb.milan]\nsnp = 25".into(),
+            Code::TcbMinimum,
+        ),
+        (
+            "[sev-snp.min_committed_tcb.milan]\nmicrocode = 220".into(),
+            Code::TcbMinimum,
+        ),
+        (
+            "[sev-snp.min_reported_tcb.genoa]\nsnp = 0".into(),
+            Code::TcbMinimum,
+        ),
+    ] {
+        assert_code(MILAN.with(&line), code);
+    }
+}
+
+#[test]
+fn the_parts_of_a_turins_patch_level_have_places_of_their_own() {
+    let least = |part: &str, version| {
+        TURIN.with(&format!(
+            "[sev-snp.min_reported_tcb.turin]\n{part} = {version}"
+        ))
+    };
+    for (part, version) in [
+        ("fmc", 1),
+        ("bootloader", 1),
+        ("tee", 1),
+        ("snp", 4),
+        ("microcode", 81),
+    ] {
+        least(part, version).unwrap();
+        assert_code(least(part, version + 1), Code::TcbMinimum);
+    }
+    // The provider's key vouches for an older level than the committed one.
+    let provider = |level| {
+        VLEK.with(&format!(
+            "vmpl = [1]\n[sev-snp.{level}.milan]\nmicrocode = 218"
+        ))
+    };
+    assert_code(provider("min_reported_tcb"), Code::TcbMinimum);
+    provider("min_committed_tcb").unwrap();
+}
+
+#[test]
+fn the_signer_of_the_identity_stands_in_for_the_measurement() {
+    let text = |at: std::ops::Range<usize>| hex::encode(&MILAN.report()[at]);
+    let signed = |version| {
+        Policy::from_toml(&format!(
+            "tee = [\"sev-snp\"]\n[sev-snp]\nrequire_crl = false\nid_key_digest = [{:?}]\n\
+             family_id = [{:?}]\nimage_id = [{:?}]\nmin_guest_svn = {version}",
+            text(0xe0..0x110),
+            text(0x10..0x20),
+            text(0x20..0x30)
+        ))
+        .unwrap()
+    };
+    MILAN.appraise(&signed(2)).unwrap();
+    assert_code(MILAN.appraise(&signed(3)), Code::SignerMismatch);
+}
+
+#[test]
+fn another_measurement_or_kind_of_tee_is_refused() {
+    let other = BAD_MEASUREMENT.repeat(48);
+    let text =
+        format!("tee = [\"sev-snp\"]\n[sev-snp]\nrequire_crl = false\nmeasurement = [{other:?}]");
+    let policy = Policy::from_toml(&text).unwrap();
+    assert_code(MILAN.appraise(&policy), Code::MeasurementMismatch);
+    let enclave = BAD_MEASUREMENT.repeat(32);
+    let text = format!("tee = [\"sgx\"]\n[sgx]\nmrenclave = [{enclave:?}]");
+    let sgx = Policy::from_toml(&text).unwrap();
+    assert_code(MILAN.appraise(&sgx), Code::TeeNotAccepted);
+    let simulation = Policy::dangerous().accept_simulation();
+    assert_code(MILAN.appraise(&simulation), Code::TrustRootHardware);
+    let nothing = MILAN.appraise(&Policy::accept_nothing()).unwrap_err();
+    assert_eq!(outcome(&nothing, "measurement"), Outcome::Fail);
+}
+
+#[test]
+fn what_is_no_report_is_refused() {
+    let report = MILAN.report();
+    let policy = MILAN.policy("");
+    let appraise = |bytes: &[u8]| appraise(bytes, MILAN.collateral(), &policy, MILAN.now);
+    for end in 0..report.len() {
+        assert_code(appraise(&report[..end]), Code::CollateralMismatch);
+    }
+    assert_code(
+        appraise(&[&report[..], &[0]].concat()),
+        Code::CollateralMismatch,
+    );
+    for version in [0, 1, 4, 6, 255] {
+        let mut changed = report.clone();
+        changed[0] = version;
+        assert_code(appraise(&changed), Code::QuoteUnsupported);
+    }
+    // Algorithm; masked key; keys of unknown kinds; no key.
+    for (at, value) in [(0x34, 0), (0x34, 2), (0x48, 2), (0x48, 8), (0x48, 0x1c)] {
+        let mut changed = report.clone();
+        changed[at] = value;
+        assert_code(appraise(&changed), Code::QuoteUnsupported);
+    }
+    let sgx = file("sgx/dcapqvl_00a067110000.quote");
+    assert_code(appraise(&sgx), Code::CollateralMismatch);
+    let dcap = Collateral::Dcap(support::collateral(
+        "collateral/sgx_00a067110000_2025-06.json",
+    ));
+    let mixed = appraise_quote(&report, &dcap, &policy, MILAN.now);
+    assert_code(mixed, Code::CollateralMismatch);
+}
+
+#[test]
+fn no_flipped_bit_of_a_report_is_accepted() {
+    let (report, policy) = (MILAN.report(), MILAN.policy(""));
+    for at in 0..report.len() {
+        let mut changed = report.clone();
+        changed[at] ^= 1 << (at % 8);
+        let rejection = appraise(&changed, MILAN.collateral(), &policy, MILAN.now)
+            .err()
+            .unwrap_or_else(|| panic!("byte {at:#x} may be changed"));
+        let read = !matches!(
+            rejection.code(),
+            Code::QuoteMalformed | Code::QuoteUnsupported | Code::CollateralMismatch
+        );
+        // Whatever else is wrong with it, the signature does not hold.
+        if read && at < SIGNED {
+            assert_eq!(outcome(&rejection, checks::QUOTE), Outcome::Fail, "{at:#x}");
+        }
+    }
+}
+
+#[test]
+fn no_flipped_bit_of_a_certificate_is_accepted() {
+    let der = pem::parse(MILAN.collateral().signer)
+        .unwrap()
+        .into_contents();
+    let (report, policy) = (MILAN.report(), MILAN.policy(""));
+    for at in 0..der.len() {
+        let mut changed = der.clone();
+        changed[at] ^= 1 << (at % 8);
+        let collateral = SnpCollateral {
+            signer: to_pem(changed),
+            ..MILAN.collateral()
+        };
+        let result = appraise(&report, collateral, &policy, MILAN.now);
+        assert!(result.is_err(), "byte {at:#x} may be changed");
+    }
+}
+
+#[test]
+fn a_report_without_our_claims_is_bound_to_nothing() {
+    let evidence = Evidence {
+        quote: MILAN.report(),
+        claims: support::claims().encode(),
+    };
+    let collateral = Collateral::Snp(MILAN.collateral());
+    let rejection = blindai_verify::verify(
+        &evidence,
+        &collateral,
+        &connection(),
+        &MILAN.policy(""),
+        MILAN.now,
+    );
+    assert_code(rejection, Code::ReportDataMismatch);
+}
+
+#[test]
+fn policies_that_name_no_code_do_not_compile() {
+    let (digest, id) = ("ab".repeat(48), "ab".repeat(16));
+    let signer = format!(
+        "id_key_digest = [{digest:?}]\nfamily_id = [{id:?}]\nimage_id = [{id:?}]\nmin_guest_svn = 1\n"
+    );
+    let section =
+        |lines: &str| Policy::from_toml(&format!("tee = [\"sev-snp\"]\n[sev-snp]\n{lines}"));
+    section(&signer).unwrap();
+    section(&signer.replace("id_key", "author_key")).unwrap();
+    let zeros = format!("id_key_digest = [{:?}]\n", "0".repeat(96));
+    let measured = format!("measurement = [{digest:?}]\n");
+    section(&measured).unwrap();
+    for (lines, word) in [
+        (String::new(), "sev-snp.measurement is missing"),
+        ("measurement = []".into(), "sev-snp.measurement"),
+        ("min_guest_svn = 1".into(), "sev-snp.measurement is missing"),
+        (signer.replace("min_guest_svn = 1", ""), "min_guest_svn"),
+        (
+            signer.replace(&format!("family_id = [{id:?}]"), ""),
+            "family_id",
+        ),
+        (
+            signer.replace(&digest, &"0".repeat(96)),
+            "must not be zeros",
+        ),
+        (format!("{measured}{zeros}"), "must not be zeros"),
+        (
+            format!("{measured}chip_id = [{:?}]", "0".repeat(128)),
+            "must not be zeros",
+        ),
+        (format!("{measured}vmpl = []"), "sev-snp.vmpl"),
+        (format!("{measured}vmpl = [4]"), "sev-snp.vmpl"),
+        (format!("{measured}min_abi = \"1\""), "sev-snp.min_abi"),
+        (format!("{measured}forbid_smt = 1"), "sev-snp.forbid_smt"),
+        (
+            format!("{measured}[sev-snp.min_reported_tcb]"),
+            "names no version",
+        ),
+        (
+            format!("{measured}[sev-snp.min_reported_tcb.milan]"),
+            "names no version",
+        ),
+        (
+            format!("{measured}[sev-snp.min_reported_tcb.milan]\nfmc = 1"),
+            "milan.fmc is not a known key",
+        ),
+        (
+            format!("{measured}[sev-snp.min_reported_tcb.rome]\nsnp = 1"),
+            "rome is not a known key",
+        ),
+        (
+            format!("{measured}[sev-snp.min_committed_tcb.milan]\nsnp = 256"),
+            "milan.snp",
+        ),
+    ] {
+        let problems = section(&lines).unwrap_err().problems().join("; ");
+        assert!(problems.contains(word), "{lines}: {problems}");
+    }
+}
