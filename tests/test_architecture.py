@@ -18,8 +18,16 @@ ALLOWED = {
     "blindai-collateral": {"blindai-core"},
     "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine", "blindai-collateral"},
     "blindai-client": {"blindai-core", "blindai-verify", "blindai-collateral"},
-    # One program for both ends; the engine is there because a worker is the same program.
-    "blindai-cli": {"blindai-core", "blindai-engine", "blindai-server", "blindai-client"},
+    # One program for both ends; the engine is there because a worker is the same program, the
+    # verifier because kept evidence is judged without a connection.
+    "blindai-cli": {
+        "blindai-core",
+        "blindai-engine",
+        "blindai-server",
+        "blindai-client",
+        "blindai-verify",
+        "blindai-collateral",
+    },
     "blindai-python": {"blindai-core", "blindai-client"},
 }
 

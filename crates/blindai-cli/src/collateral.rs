@@ -14,8 +14,9 @@ use crate::subject::Subject;
 #[command(next_help_heading = "Collateral")]
 pub struct CollateralArguments {
     /// Collateral as JSON: of SGX and TDX in the form of dcap-qvl and its tools, of SEV-SNP in that
-    /// of an evidence document [default: what the evidence document brings]
-    #[arg(long, value_name = "FILE")]
+    /// of an evidence document; or a folder with such a file of each platform, as a server keeps it
+    /// [default: what the evidence document brings]
+    #[arg(long, value_name = "FILE|DIR")]
     collateral: Option<PathBuf>,
     /// SEV-SNP: the certificate of the key that signed the report, VCEK or VLEK, PEM or DER
     #[arg(long, value_name = "FILE", conflicts_with = "collateral")]
@@ -55,6 +56,10 @@ impl CollateralArguments {
             _ => None,
         };
         match &self.collateral {
+            Some(path) if path.is_dir() => {
+                let name = blindai_collateral::file_name(subject.quote())?;
+                read_json(&path.join(name)).map(Some)
+            }
             Some(path) => read_json(path).map(Some),
             None if self.vcek.is_none() && self.chain.is_none() && self.crl.is_none() => Ok(own),
             None => self.snp(subject, own).map(Some),

@@ -1,6 +1,6 @@
 //! Which server a command talks to, and what it must prove first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
@@ -64,17 +64,25 @@ impl Trust {
     /// # Errors
     /// When the file cannot be read, or is no policy.
     pub fn policy(&self) -> Result<Option<Policy>> {
-        let Some(path) = &self.policy else {
-            let any = || Policy::dangerous().accept_simulation();
-            return Ok(self.simulation.then(any));
-        };
-        let text = file::read_text(path, POLICY_BYTES).context("the policy cannot be used")?;
-        let policy = Policy::from_toml(&text)?;
-        Ok(Some(match self.simulation {
-            true => policy.dangerous_accept_simulation(),
-            false => policy,
-        }))
+        match &self.policy {
+            Some(path) => read_policy(path, self.simulation).map(Some),
+            None if self.simulation => Ok(Some(Policy::dangerous().accept_simulation())),
+            None => Ok(None),
+        }
     }
+}
+
+/// Reads a policy file, and lets it accept simulated evidence beside.
+///
+/// # Errors
+/// When the file cannot be read, or is no policy.
+pub fn read_policy(path: &Path, simulation: bool) -> Result<Policy> {
+    let text = file::read_text(path, POLICY_BYTES).context("the policy cannot be used")?;
+    let policy = Policy::from_toml(&text)?;
+    Ok(match simulation {
+        true => policy.dangerous_accept_simulation(),
+        false => policy,
+    })
 }
 
 /// A policy names digests by the dozen, not by the million.

@@ -6,11 +6,15 @@ mod collateral;
 mod connection;
 mod file;
 mod infer;
+mod launch;
+mod measure;
 mod models;
 mod npy;
 mod output;
+mod policy;
 mod serve;
 mod subject;
+mod time;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,6 +37,8 @@ enum Command {
     Attest(attest::Arguments),
     /// Verify evidence that somebody kept. Exit code 0 only when it is trusted.
     Verify(verify::Arguments),
+    /// Write, compare and compute what a server must prove.
+    Policy(policy::Arguments),
     /// Upload, list, show or delete models.
     Models(models::Arguments),
     /// Run a model on .npy files.
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => return serve::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
     };

@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 
 use blindai_client::{ClientError, ErrorKind};
-use blindai_core::{Collateral, ModelInfo, Signature, TensorSpec};
+use blindai_core::{Collateral, Evidence, ModelInfo, Signature, Tee, TensorSpec};
 use blindai_verify::Rejection;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
 /// The command could not be run at all.
 const EXIT_FAILURE: u8 = 2;
-/// The server was not trusted, or refused the request.
-const EXIT_REFUSED: u8 = 1;
+/// The server or the evidence was not trusted, the server refused the request, or there are
+/// differences.
+pub const EXIT_REFUSED: u8 = 1;
 
 /// Prints JSON for machines.
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
@@ -49,18 +50,17 @@ pub fn rejection_json(
     collateral: Option<&Collateral>,
     now: u64,
 ) -> Value {
+    let seen = blindai_verify::observe(quote, collateral, now);
+    let mut seen = seen.map_or_else(|_| json!({}), |seen| seen.to_json());
     let mut json = rejection.to_json();
-    let Ok(seen) = blindai_verify::observe(quote, collateral, now) else {
-        return json;
+    json["tee"] = match Evidence::is_snp_report(quote) {
+        true => Tee::SevSnp.as_str().into(),
+        false => seen["tee"].take(),
     };
-    let mut seen = seen.to_json();
-    json["tee"] = seen["tee"].take();
-    json["measurements"] = seen["values"].take();
+    let or = |value: Value, default: Value| if value.is_null() { default } else { value };
+    json["measurements"] = or(seen["values"].take(), json!({}));
     json["tcb_status"] = seen["verification"]["tcb_status"].clone();
-    json["advisories"] = match seen["verification"]["advisories"].clone() {
-        Value::Null => json!([]),
-        advisories => advisories,
-    };
+    json["advisories"] = or(seen["verification"]["advisories"].clone(), json!([]));
     json["verification"] = seen["verification"].take();
     json
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use blindai_core::{Evidence, EvidenceDocument, Seen};
-use blindai_verify::{CertificateEvidence, read_certificate};
+use blindai_verify::{ForeignCertificate, read_foreign_certificate};
 
 use crate::file;
 
@@ -12,8 +12,8 @@ use crate::file;
 pub enum Subject {
     /// What `GET /v1/attestation` answers and `blindai attest --save` writes.
     Document(Box<EvidenceDocument>),
-    /// A TLS certificate that carries evidence.
-    Certificate(CertificateEvidence),
+    /// A TLS certificate that carries evidence, of any program.
+    Certificate(Box<ForeignCertificate>),
     /// A quote of SGX or TDX, or a report of SEV-SNP, without claims.
     Quote(Vec<u8>),
 }
@@ -41,8 +41,17 @@ impl Subject {
     pub fn quote(&self) -> &[u8] {
         match self {
             Subject::Document(document) => document.quote(),
-            Subject::Certificate(certificate) => &certificate.evidence().quote,
+            Subject::Certificate(certificate) => certificate.quote(),
             Subject::Quote(quote) => quote,
+        }
+    }
+
+    /// The claims beside it, as encoded.
+    pub fn claims(&self) -> Option<&[u8]> {
+        match self {
+            Subject::Document(document) => Some(document.claims()),
+            Subject::Certificate(certificate) => certificate.claims(),
+            Subject::Quote(_) => None,
         }
     }
 
@@ -69,6 +78,9 @@ impl Subject {
                 )
             }
             Subject::Document(_) => format!("an evidence document with {quote} and claims"),
+            Subject::Certificate(certificate) if certificate.claims().is_none() => {
+                format!("a TLS certificate with {quote}, without claims")
+            }
             Subject::Certificate(_) => format!("a TLS certificate with {quote} and claims"),
             Subject::Quote(_) => format!("{quote} alone, without claims"),
         }
@@ -82,14 +94,14 @@ impl Subject {
         }
         if text.starts_with(PEM_CERTIFICATE) {
             let pem = pem::parse(text).context("the PEM is broken")?;
-            return Ok(Subject::Certificate(read_certificate(pem.contents())?));
+            return certificate(pem.contents());
         }
         // In this order: a report of version 0x8230 would look like DER, but is none of AMD's.
         if Evidence::is_snp_report(bytes) && !bytes.starts_with(DER_SEQUENCE) {
             return Ok(Subject::Quote(bytes.to_vec()));
         }
         if bytes.starts_with(DER_SEQUENCE) {
-            return Ok(Subject::Certificate(read_certificate(bytes)?));
+            return certificate(bytes);
         }
         if dcap_version(bytes).is_some() {
             return Ok(Subject::Quote(bytes.to_vec()));
@@ -99,6 +111,11 @@ impl Subject {
              SEV-SNP (1184 bytes), nor a certificate (PEM or DER)"
         )
     }
+}
+
+fn certificate(der: &[u8]) -> Result<Subject> {
+    let certificate = read_foreign_certificate(der)?;
+    Ok(Subject::Certificate(Box::new(certificate)))
 }
 
 fn quote_name(quote: &[u8]) -> String {

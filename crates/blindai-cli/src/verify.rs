@@ -3,12 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use blindai_core::{Collateral, Nonce};
 use blindai_verify::{Binding, Policy, QuoteReport, Rejection, VerifiedReport};
-use chrono::DateTime;
 use clap::Args;
 use serde_json::Value;
 
@@ -16,6 +14,7 @@ use crate::collateral::CollateralArguments;
 use crate::connection::Trust;
 use crate::output;
 use crate::subject::Subject;
+use crate::time::Time;
 
 /// Says whether evidence that somebody kept is to be trusted, without asking anybody.
 #[derive(Args)]
@@ -27,8 +26,6 @@ pub struct Arguments {
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
-    collateral: CollateralArguments,
-    #[command(flatten)]
     time: Time,
     /// The nonce that the claims must carry [default: the one that a saved document names, if any]
     #[arg(long, value_name = "64 HEX DIGITS", value_parser = parse_nonce)]
@@ -36,21 +33,8 @@ pub struct Arguments {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-}
-
-/// As of when evidence is judged.
-#[derive(Args)]
-pub struct Time {
-    /// Judge as of this time: 2026-02-01T00:00:00Z, or seconds since 1970 [default: now]
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    at: Option<u64>,
-}
-
-impl Time {
-    /// The time that was given, or now. In seconds since 1970.
-    pub fn seconds(&self) -> u64 {
-        self.at.unwrap_or_else(now)
-    }
+    #[command(flatten)]
+    collateral: CollateralArguments,
 }
 
 /// Exit code 0 when trusted, 1 when rejected.
@@ -88,32 +72,26 @@ fn judge(
     policy: &Policy,
     now: u64,
 ) -> Result<Verdict> {
-    let (evidence, tls_spki_sha256, nonce) = match subject {
-        Subject::Quote(_) if nonce.is_some() => {
-            bail!("a quote alone has no claims, so it carries no nonce of ours")
+    let Subject::Document(document) = subject else {
+        if nonce.is_some() {
+            bail!("a quote or a certificate was made for no request, so it carries no nonce");
         }
-        Subject::Quote(quote) => {
-            let result = blindai_verify::appraise_quote(quote, collateral, policy, now);
-            return Ok(result.map_or_else(Verdict::Rejected, Verdict::Quote));
-        }
-        Subject::Certificate(certificate) => {
-            let key = certificate.tls_spki_sha256();
-            (certificate.evidence().clone(), Some(key), nonce)
-        }
-        Subject::Document(document) => {
-            // Not because the words of whoever kept it were proof, but because what was refused
-            // then, such as evidence relayed from another server, must be refused again.
-            let seen = document.seen.as_ref();
-            let sent = seen.map(|seen| Nonce::from_bytes(seen.nonce));
-            let key = seen.map(|seen| seen.tls_spki_sha256);
-            (document.evidence(), key, nonce.or(sent))
-        }
+        let result = match subject {
+            Subject::Certificate(certificate) => certificate.appraise(collateral, policy, now),
+            _ => blindai_verify::appraise_quote(subject.quote(), collateral, policy, now),
+        };
+        return Ok(result.map_or_else(Verdict::Rejected, Verdict::Quote));
     };
+    // Not because the words of whoever kept it were proof, but because what was refused then, such
+    // as evidence relayed from another server, must be refused again.
+    let seen = subject.seen();
+    let sent = seen.map(|seen| Nonce::from_bytes(seen.nonce));
+    let (nonce, tls_spki_sha256) = (nonce.or(sent), seen.map(|seen| seen.tls_spki_sha256));
     let binding = Binding {
         tls_spki_sha256,
         nonce,
     };
-    let result = blindai_verify::verify(&evidence, collateral, &binding, policy, now);
+    let result = blindai_verify::verify(&document.evidence(), collateral, &binding, policy, now);
     Ok(result.map_or_else(Verdict::Rejected, |report| {
         Verdict::Evidence(Box::new(report))
     }))
@@ -175,21 +153,6 @@ fn hint(subject: &Subject, arguments: &Arguments) {
     }
 }
 
-fn now() -> u64 {
-    // A clock before 1970 reads as 1970: evidence is then not valid yet, and rejected.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-fn parse_time(text: &str) -> Result<u64, &'static str> {
-    if let Ok(seconds) = text.parse() {
-        return Ok(seconds);
-    }
-    let time = DateTime::parse_from_rfc3339(text).ok();
-    let seconds = time.and_then(|time| time.timestamp().try_into().ok());
-    seconds.ok_or("write 2026-02-01T00:00:00Z, or seconds since 1970")
-}
-
 fn parse_nonce(text: &str) -> Result<Nonce, &'static str> {
     Nonce::from_hex(text).ok_or("a nonce has 64 hexadecimal digits")
 }
@@ -208,18 +171,3 @@ Examples:
   blindai verify evidence.json --policy policy.toml --at 2026-02-01T00:00:00Z
   blindai verify tdx.quote --collateral tdx.json --at 1772700000 --policy p.toml --json
   blindai verify snp.report --vcek vcek.pem --policy p.toml";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_a_date_with_a_zone_or_seconds() {
-        assert_eq!(parse_time("1772700000"), Ok(1_772_700_000));
-        assert_eq!(parse_time("2026-02-01T00:00:00Z"), Ok(1_769_904_000));
-        assert_eq!(parse_time("2026-02-01T01:00:00+01:00"), Ok(1_769_904_000));
-        for bad in ["", "-1", "2026-02-01", "1969-12-31T00:00:00Z", "now", "1e9"] {
-            assert!(parse_time(bad).is_err(), "{bad}");
-        }
-    }
-}

@@ -1,10 +1,13 @@
 //! `blindai verify` as an auditor uses it: kept evidence of real machines, judged offline.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
+
+use support::{blindai, evidence, path};
 
 #[path = "../../blindai-verify/tests/support/rows.rs"]
 mod rows;
@@ -24,6 +27,105 @@ fn every_quote_of_a_real_machine_has_its_verdict() {
             Err(code) => assert_rejected(&file, &verdict, code.as_str()),
         }
     }
+}
+
+/// Report, the signer's certificate, time, then the lines that the policy needs beside the
+/// measurement, then the code when it is refused.
+type SnpRow = (
+    &'static str,
+    &'static str,
+    u64,
+    &'static str,
+    Option<&'static str>,
+);
+
+const SNP_ROWS: &[SnpRow] = &[
+    ("ms_milan", "ms_milan_vcek.pem", 1780000000, "", None),
+    ("ms_genoa", "ms_genoa_vcek.pem", 1780000000, "", None),
+    ("ms_turin", "ms_turin_vcek.pem", 1780000000, "", None),
+    (
+        "trustee_milan_v2",
+        "trustee_milan_v2_vcek.der",
+        1780000000,
+        "",
+        None,
+    ),
+    (
+        "trustee_milan_v2",
+        "test-vcek-invalid-legacy.der",
+        1780000000,
+        "",
+        Some("chain-invalid"),
+    ),
+    (
+        "trustee_milan_v2",
+        "test-vcek-invalid-new.der",
+        1780000000,
+        "",
+        Some("chain-invalid"),
+    ),
+    (
+        "trustee_milan_vlek",
+        "trustee_milan_vlek.der",
+        1740000000,
+        "vmpl = [1]",
+        None,
+    ),
+    (
+        "trustee_milan_vlek",
+        "trustee_milan_vlek.der",
+        1765500000,
+        "vmpl = [1]",
+        Some("certificate-expired"),
+    ),
+    (
+        "gosev_milan_DEBUG",
+        "gosev_milan_DEBUG_vcek.der",
+        1780000000,
+        "",
+        Some("debug"),
+    ),
+];
+
+#[test]
+fn every_report_of_a_real_machine_has_its_verdict() {
+    for (report, signer, at, lines, refused) in SNP_ROWS {
+        let file = format!("snp/{report}.report");
+        let policy = snp_policy(&file, lines);
+        let arguments = [
+            "--vcek",
+            &path(&format!("snp/{signer}")),
+            "--at",
+            &at.to_string(),
+        ];
+        let verdict = verify(&file, &policy, &arguments);
+        let name = format!("sev-snp {report} {signer} {at}");
+        match refused {
+            None => assert_trusted(&name, &verdict, "reported", &[]),
+            Some(code) => assert_rejected(&name, &verdict, code),
+        }
+    }
+}
+
+#[test]
+fn the_issuers_of_a_report_can_be_given_and_must_be_amds() {
+    let (report, signer) = ("snp/ms_milan.report", path("snp/ms_milan_vcek.pem"));
+    let folder = tempfile::tempdir().unwrap();
+    let chain = |vendor: &str| {
+        let pem = ["ask", "ark"]
+            .map(|of| file(&format!("snp/{vendor}_{of}.pem")))
+            .concat();
+        let path = folder.path().join(vendor);
+        fs::write(&path, pem).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let policy = snp_policy(report, "");
+    let with = |chain: &str| {
+        let arguments = ["--vcek", &signer, "--chain", chain, "--at", "1780000000"];
+        verify(report, &policy, &arguments)
+    };
+    assert_eq!(with(&chain("milan")).code, 0);
+    assert_eq!(with(&chain("genoa")).code, 1);
 }
 
 fn assert_trusted(name: &str, verdict: &Verdict, status: &str, advisories: &[&str]) {
@@ -69,14 +171,14 @@ fn assert_rejected(name: &str, verdict: &Verdict, reason: &str) {
 fn what_cannot_be_judged_has_exit_code_two() {
     let quote = "tdx/dcapqvl_v4_b0c06f.quote";
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let policy_file = path("policy.toml");
+    let local = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let policy_file = local("policy.toml");
     fs::write(&policy_file, policy(&file(quote))).unwrap();
-    fs::write(path("empty.toml"), "").unwrap();
-    fs::write(path("text"), "not evidence").unwrap();
-    fs::write(path("large"), vec![0; 5 << 20]).unwrap();
-    fs::write(path("cut.json"), "{\"format\":").unwrap();
-    fs::write(path("cut.pem"), "-----BEGIN CERTIFICATE-----\nMII").unwrap();
+    fs::write(local("empty.toml"), "").unwrap();
+    fs::write(local("text"), "not evidence").unwrap();
+    fs::write(local("large"), vec![0; 5 << 20]).unwrap();
+    fs::write(local("cut.json"), "{\"format\":").unwrap();
+    fs::write(local("cut.pem"), "-----BEGIN CERTIFICATE-----\nMII").unwrap();
     let [quote, collateral, report] = [
         quote,
         "collateral/tdx_b0c06f_2025-06.json",
@@ -92,35 +194,41 @@ fn what_cannot_be_judged_has_exit_code_two() {
     let cases = [
         (vec![quote.clone()], "no policy"),
         (
-            add(vec![quote.clone()], &["--policy", &path("none")]),
+            add(vec![quote.clone()], &["--policy", &local("none")]),
             "none",
         ),
         (
-            add(vec![quote.clone()], &["--policy", &path("empty.toml")]),
+            add(vec![quote.clone()], &["--policy", &local("empty.toml")]),
             "tee",
         ),
         (
-            add(vec![quote.clone()], &["--policy", &path("large")]),
+            add(vec![quote.clone()], &["--policy", &local("large")]),
             "over",
         ),
-        (with(&path("none")), "cannot be read"),
-        (with(&path("text")), "neither an evidence document"),
-        (with(&path("large")), "over"),
-        (with(&path("cut.json")), "not an evidence document"),
-        (with(&path("cut.pem")), "PEM"),
+        (with(&local("none")), "cannot be read"),
+        (with(&local("text")), "neither an evidence document"),
+        (with(&local("large")), "over"),
+        (with(&local("cut.json")), "not an evidence document"),
+        (with(&local("cut.pem")), "PEM"),
         (with(&quote), "--collateral FILE"),
         (
             add(with(&quote), &["--collateral", &report]),
             "not collateral",
         ),
-        (add(with(&quote), &["--collateral", &path("large")]), "over"),
+        (
+            add(with(&quote), &["--collateral", &local("large")]),
+            "over",
+        ),
         (add(with(&quote), &["--vcek", &collateral]), "SEV-SNP"),
         (
             add(whole.clone(), &["--at", "yesterday"]),
             "seconds since 1970",
         ),
         (add(whole.clone(), &["--nonce", "00"]), "64 hexadecimal"),
-        (add(whole, &["--nonce", &"00".repeat(32)]), "no claims"),
+        (
+            add(whole, &["--nonce", &"00".repeat(32)]),
+            "carries no nonce",
+        ),
     ];
     for (arguments, word) in cases {
         let output = blindai().arg("verify").args(&arguments).output().unwrap();
@@ -219,10 +327,7 @@ fn check<'a>(json: &'a Value, name: &str) -> &'a Value {
 
 /// Pins what the quote says, read at the offsets that Intel documents and by no code of ours.
 fn policy(quote: &[u8]) -> String {
-    let hex = |at: usize, len: usize| {
-        let bytes = quote[at..at + len].iter();
-        bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
+    let hex = |at: usize, len: usize| hex(&quote[at..at + len]);
     if quote[4] == 0 {
         format!("tee = ['sgx']\n[sgx]\nmrenclave = ['{}']\n", hex(112, 32))
     } else {
@@ -234,25 +339,23 @@ fn policy(quote: &[u8]) -> String {
     }
 }
 
+fn snp_policy(file: &str, lines: &str) -> String {
+    let measurement = hex(&self::file(file)[0x90..0xc0]);
+    format!(
+        "tee = ['sev-snp']\n[sev-snp]\nmeasurement = ['{measurement}']\nrequire_crl = false\n{lines}\n"
+    )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn exceptions(status: &str, advisories: &[&str]) -> String {
     let exception = |kind: &str, name: &str| {
         format!("[[tcb.exceptions]]\n{kind} = '{name}'\nuntil = '2030-01-01'\n")
     };
     let advisories = advisories.iter().map(|id| exception("advisory", id));
     advisories.chain([exception("status", status)]).collect()
-}
-
-fn blindai() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_blindai"))
-}
-
-fn evidence(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/evidence");
-    root.join(name)
-}
-
-fn path(name: &str) -> String {
-    evidence(name).to_str().unwrap().to_owned()
 }
 
 fn file(name: &str) -> Vec<u8> {

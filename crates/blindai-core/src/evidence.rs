@@ -226,6 +226,11 @@ impl EvidenceDocument {
         &self.quote
     }
 
+    /// The encoded claims map in it.
+    pub fn claims(&self) -> &[u8] {
+        &self.claims
+    }
+
     /// The evidence in it.
     pub fn evidence(&self) -> Evidence {
         Evidence {
