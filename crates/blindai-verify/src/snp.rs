@@ -8,7 +8,6 @@
 
 mod certificate;
 mod chain;
-mod observe;
 mod report;
 
 use blindai_core::{SnpCollateral, Tee};
@@ -23,7 +22,6 @@ use crate::report::{QuoteReport, utc};
 
 use chain::Chain;
 pub(crate) use chain::Product;
-pub(crate) use observe::{Seen, observe};
 pub(crate) use report::{Component, Report};
 use report::{GuestPolicy, Tcb};
 

@@ -4,7 +4,9 @@
 mod support;
 
 use blindai_core::{Collateral, Evidence, ReportData, Tee};
-use blindai_tee::{Attester as _, Draft, Measurement, Simulation, SimulationOptions};
+use blindai_tee::{
+    Attester as _, Certificate, Draft, Extension, Measurement, Simulation, SimulationOptions,
+};
 use blindai_verify::{
     Policy, QuoteReport, Rejection, RejectionCode as Code, VerifiedReport, appraise_quote, verify,
 };
@@ -15,6 +17,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use support::{NOW, assert_code, claims, connection, simulation};
 
 const INTEL: &[Tee] = &[Tee::Sgx, Tee::Tdx];
+const AMD: &[Tee] = &[Tee::SevSnp];
 const ENDED: u64 = NOW - 1;
 const STARTS: u64 = NOW + 1000;
 
@@ -37,7 +40,7 @@ macro_rules! change {
 
 #[test]
 fn unchanged_platforms_are_trusted() {
-    for tee in [Tee::Sgx, Tee::Tdx] {
+    for tee in [Tee::Sgx, Tee::Tdx, Tee::SevSnp] {
         let platform = Platform::new(tee, |_| {});
         assert!(platform.verify(&simulation()).unwrap().simulated());
         assert_eq!(platform.appraise(&simulation()).unwrap().tee(), tee);
@@ -55,16 +58,26 @@ fn revoked_certificates_are_refused() {
             change!(RootCrl, l => l.revoked.push(TCB_SIGNER)),
         ],
     );
+    refuses(
+        AMD,
+        Code::CertificateRevoked,
+        &[
+            change!(AmdCrl, l => l.revoked.push(VCEK)),
+            change!(AmdCrl, l => l.revoked = vec![77, ASK]),
+        ],
+    );
 }
 
 #[test]
 fn a_revocation_of_others_changes_nothing() {
-    for tee in INTEL {
+    for tee in [INTEL, AMD].concat() {
         let others = |draft: Draft<'_>| match draft {
-            Draft::PckCrl(list) | Draft::RootCrl(list) => list.revoked = vec![77, 78],
+            Draft::PckCrl(list) | Draft::RootCrl(list) | Draft::AmdCrl(list) => {
+                list.revoked = vec![77, 78];
+            }
             _ => {}
         };
-        Platform::new(*tee, others).verify(&simulation()).unwrap();
+        Platform::new(tee, others).verify(&simulation()).unwrap();
     }
 }
 
@@ -95,6 +108,19 @@ fn what_has_ended_is_refused() {
             change!(QeIdentity, i => i["nextUpdate"] = date(ENDED)),
         ],
     );
+    refuses(
+        AMD,
+        Code::CertificateExpired,
+        &[
+            change!(Vcek, c => c.not_after = ENDED),
+            change!(Ask, c => c.not_after = ENDED),
+        ],
+    );
+    refuses(
+        AMD,
+        Code::CrlExpired,
+        &[change!(AmdCrl, l => l.next_update = ENDED)],
+    );
 }
 
 #[test]
@@ -115,6 +141,19 @@ fn what_has_not_begun_is_refused() {
             change!(TcbInfo, i => i["issueDate"] = date(STARTS)),
             change!(QeIdentity, i => i["issueDate"] = date(STARTS)),
         ],
+    );
+    refuses(
+        AMD,
+        Code::CertificateNotYetValid,
+        &[
+            change!(Vcek, c => c.not_before = STARTS),
+            change!(Ask, c => c.not_before = STARTS),
+        ],
+    );
+    refuses(
+        AMD,
+        Code::CollateralNotYetValid,
+        &[change!(AmdCrl, l => l.this_update = STARTS)],
     );
 }
 
@@ -228,6 +267,11 @@ fn debug_is_refused() {
             change!(Report, r => r[TD_ATTRIBUTES] |= 1 << 4),
         ],
     );
+    refuses(
+        AMD,
+        Code::Debug,
+        &[change!(Report, r => r[GUEST_POLICY + 2] |= 1 << 3)],
+    );
 }
 
 #[test]
@@ -290,6 +334,73 @@ fn the_worst_status_counts() {
             change!(TcbInfo, i => level(&mut i["tdxModuleIdentities"][0])["tcbStatus"] = json!("Revoked")),
         ],
     );
+}
+
+#[test]
+fn certificates_of_other_chips_are_refused() {
+    refuses(
+        AMD,
+        Code::CollateralMismatch,
+        &[
+            // Another patch level: of the certificate, of the report.
+            change!(Vcek, c => vendor(c, &[3, 1]).value = vec![2, 1, 9]),
+            change!(Vcek, c => vendor(c, &[3, 2]).value = vec![2, 1, 9]),
+            change!(Vcek, c => vendor(c, &[3, 3]).value = vec![2, 1, 9]),
+            change!(Vcek, c => vendor(c, &[3, 8]).value = vec![2, 1, 9]),
+            change!(Report, r => r[REPORTED_TCB + 7] += 1),
+            // Another chip, none, a product of another family, a key of another kind.
+            change!(Vcek, c => vendor(c, &[4]).value[0] ^= 1),
+            change!(Report, r => r[CHIP_ID] ^= 1),
+            change!(Report, r => r[CHIP_ID..CHIP_ID + 64].fill(0)),
+            change!(Vcek, c => vendor(c, &[2]).value = b"\x16\x05Milan".to_vec()),
+            change!(Vcek, c => c.extensions.retain(|e| !e.oid.ends_with(&[3704, 1, 4]))),
+            change!(Report, r => r[KEY_INFO] |= 1 << 2),
+        ],
+    );
+    refuses(
+        AMD,
+        Code::CollateralMalformed,
+        &[
+            change!(Vcek, c => vendor(c, &[3, 8]).value = vec![2, 2, 1, 0]),
+            change!(Vcek, c => c.extensions.retain(|e| !e.oid.ends_with(&[3, 8]))),
+            change!(Vcek, c => c.extensions.retain(|e| !e.oid.ends_with(&[3704, 1, 2]))),
+            change!(Vcek, c => c.extensions.extend_from_within(2..3)),
+        ],
+    );
+    refuses(
+        AMD,
+        Code::ChainInvalid,
+        &[
+            change!(Vcek, c => vendor(c, &[1]).critical = true),
+            change!(Ask, c => c.extensions.clear()),
+        ],
+    );
+}
+
+#[test]
+fn the_key_of_another_chip_is_refused() {
+    let (one, other) = (
+        Platform::new(Tee::SevSnp, |_| {}),
+        Platform::new(Tee::SevSnp, |_| {}),
+    );
+    let with = Platform {
+        collateral: other.collateral,
+        ..one
+    };
+    with.refused("another VCEK", &simulation(), Code::QuoteSignature);
+}
+
+#[test]
+fn guests_that_others_can_read_are_refused() {
+    refuses(
+        AMD,
+        Code::GuestPolicy,
+        &[
+            change!(Report, r => r[GUEST_POLICY + 2] |= 1 << 2),
+            change!(Report, r => r[GUEST_POLICY + 7] = 1),
+        ],
+    );
+    refuses(AMD, Code::Vmpl, &[change!(Report, r => r[VMPL] = 1)]);
 }
 
 /// What a policy allows by name is trusted and told; anything else that is not up to date is not.
@@ -406,11 +517,10 @@ impl Platform {
         }
     }
 
-    /// A policy for the code of this server, with what it says of the patch level.
+    /// A policy for the code of this server of SGX or TDX, with what it says of the patch level.
     fn pinned(&self, tcb: &str) -> Policy {
-        let (tee, pins) = match &self.collateral {
-            _ if Evidence::is_snp_report(&self.evidence.quote) => ("sev-snp", String::new()),
-            _ if self.evidence.quote[4] == 0 => ("sgx", SGX_PINS.to_owned()),
+        let (tee, pins) = match self.evidence.quote[4] {
+            0 => ("sgx", SGX_PINS.to_owned()),
             _ => ("tdx", tdx_pins()),
         };
         let text = format!("tee = [{tee:?}]\n{pins}{tcb}");
@@ -430,6 +540,13 @@ fn level(tcb_info: &mut Value) -> &mut Value {
     &mut tcb_info["tcbLevels"][0]
 }
 
+/// The extension of AMD's that has this name below AMD's own.
+fn vendor<'a>(certificate: &'a mut Certificate, name: &[u64]) -> &'a mut Extension {
+    let oid = [&[1, 3, 6, 1, 4, 1, 3704, 1], name].concat();
+    let found = certificate.extensions.iter_mut().find(|e| e.oid == oid);
+    found.unwrap_or_else(|| panic!("no {name:?}"))
+}
+
 fn except(advisories: &[&str]) -> String {
     let exception = |id| format!("\n[[tcb.exceptions]]\nadvisory = {id:?}\nuntil = \"2027-12-31\"");
     advisories.iter().map(exception).collect()
@@ -444,6 +561,8 @@ fn date(seconds: u64) -> Value {
 const PLATFORM_CA: u64 = 1;
 const TCB_SIGNER: u64 = 2;
 const PCK: u64 = 3;
+const VCEK: u64 = 0;
+const ASK: u64 = 2;
 
 const QUOTE_HEADER: usize = 48;
 /// In the report of an enclave.
@@ -456,5 +575,11 @@ const REPORT_DATA: usize = 320;
 /// In the quote of a TD.
 const MR_SIGNER_SEAM: usize = QUOTE_HEADER + 16 + 48;
 const TD_ATTRIBUTES: usize = MR_SIGNER_SEAM + 48 + 8;
+/// In the report of SEV-SNP.
+const GUEST_POLICY: usize = 0x08;
+const VMPL: usize = 0x30;
+const KEY_INFO: usize = 0x48;
+const REPORTED_TCB: usize = 0x180;
+const CHIP_ID: usize = 0x1a0;
 const SGX_PINS: &str =
     "[sgx]\nmrenclave = [\"0101010101010101010101010101010101010101010101010101010101010101\"]\n";
