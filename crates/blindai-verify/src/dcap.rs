@@ -43,6 +43,11 @@ impl Root {
         }
     }
 
+    /// Of reports of SEV-SNP.
+    pub fn is_amd(self) -> bool {
+        matches!(self, Root::Amd(_) | Root::SimulationArk)
+    }
+
     /// Whether everybody can sign under it.
     pub fn simulated(self) -> bool {
         matches!(self, Root::Simulation | Root::SimulationArk)

@@ -66,6 +66,9 @@ impl Policy {
                 found.add(pin.field.name, pin.allowed.to_string(), value);
             }
         }
+        for (name, policy, value) in seen.snp.iter().flat_map(|snp| snp.differences(self)) {
+            found.add(name, policy, value);
+        }
         self.compare_config(seen.config_digest, &mut found);
         found.0
     }
@@ -78,6 +81,10 @@ impl Policy {
             };
             let seen = verified.trust_root().to_owned();
             found.add(checks::TRUST_ROOT, root.to_owned(), seen);
+        }
+        // AMD names no status.
+        if verified.root.is_amd() {
+            return;
         }
         let names: Vec<_> = self
             .allowed_statuses

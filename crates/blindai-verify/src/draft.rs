@@ -32,7 +32,9 @@ impl Observation {
                 draft_field(field, value, &mut draft);
             }
         }
-        if let Some(verified) = self.verified() {
+        if let Some(seen) = &self.snp {
+            seen.draft(&mut draft);
+        } else if let Some(verified) = self.verified() {
             self.draft_tcb(verified, &mut draft);
         }
         draft.0
@@ -138,15 +140,15 @@ fn day(seconds: u64) -> String {
     time.unwrap_or_default().format("%Y-%m-%d").to_string()
 }
 
-struct Draft(String);
+pub(crate) struct Draft(String);
 
 impl Draft {
-    fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         // Writing into a String cannot fail.
         let _ = writeln!(self.0, "{line}");
     }
 
-    fn comment(&mut self, text: &str) {
+    pub fn comment(&mut self, text: &str) {
         let mut line = String::from("#");
         for word in text.split_whitespace() {
             if line.len() + word.len() >= COLUMNS {

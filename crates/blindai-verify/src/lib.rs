@@ -32,8 +32,12 @@
 //! Each check ends pass, fail or skipped, and the whole table is in the report and in the
 //! [`Rejection`]; a check that was required and had to be skipped is a failure.
 //!
-//! - **The quote**: its signature, the chains of certificates up to Intel's root, revocation, the
-//!   dates of everything; not in debug; the platform's patch level (TCB).
+//! - **The quote** (SGX, TDX) or **report** (SEV-SNP): its signature, the chains of certificates up to
+//!   the root of Intel or AMD, revocation, the dates of everything; not in debug; the platform's
+//!   patch level (TCB).
+//! - **SEV-SNP** beside that: the certificate of the key that signed is of this chip, product and patch
+//!   level; the guest's policy allows no migration agent and nothing unknown; the report was asked for
+//!   at VMPL 0.
 //! - **The code**: the measurements that the policy pins.
 //! - **The binding**: the quote signs the claims (report data = SHA-256 of the claims, then zeros),
 //!   the claims name the TLS key of the connection, carry the nonce when one was sent, and are in
@@ -44,14 +48,16 @@
 //! - Whether the code is good. A measurement says *which* code runs.
 //! - Whether the operator is honest about anything outside the TEE, or keeps the service running.
 //! - Physical attacks and side channels that Intel has not published an advisory for.
+//! - For SEV-SNP, whether a patch level is good: AMD publishes no verdict as Intel does, so
+//!   `tcb_status` is `reported`, and only the policy's minimum says what is too old. Nor the kernel,
+//!   when the launch was measured without kernel hashes.
 //! - Hyper-threading, unless the policy asks for `smt_enabled = false`, and where the machine stands.
-//! - SEV-SNP: a policy that names it is refused.
 //!
 //! # The policy file
 //! ```
 //! # use blindai_verify::Policy;
 //! let policy = Policy::from_toml(r#"
-//!     tee = ["sgx", "tdx"]        # required: the kinds that are accepted; each needs its section
+//!     tee = ["sgx", "tdx", "sev-snp"]  # required: the kinds that are accepted; each needs its section
 //!     ## Digests of server configurations. Default: any.
 //!     config_digest = ["sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"]
 //!     ## Default false. With true the host can read everything inside.
@@ -77,7 +83,24 @@
 //!     rtmr1 = ["e1685b6426d9c5be8691ff8f95eacdc11753355667394aa23124570b14baf68ab322a3aaeb3c599c448ad5016c709a49"]
 //!     rtmr2 = ["5950b00ff874d6babe6fa92b1d579e25e2b410ee9fe1ce6139fd879dd40330bc2b67979dba24da5353fd0b4af09effaa"]
 //!
-//!     ## The platform's patch level. Default: UpToDate, without open advisories.
+//!     ## measurement is required, or id_key_digest (or author_key_digest) with family_id, image_id and
+//!     ## min_guest_svn. host_data and chip_id may be added.
+//!     [sev-snp]
+//!     measurement = ["5feee30d6d7e1a29f403d70a4198237ddfb13051a2d6976439487c609388ed7f98189887920ab2fa0096903a0c23fca1"]
+//!     vmpl = [0]                  # the default: the levels that may have asked for the report
+//!     require_crl = true          # the default: without AMD's revocation list nothing passes
+//!     forbid_smt = true           # default false: the guest may share cores with strangers
+//!     min_abi = "0.31"            # default any: the oldest firmware interface that the guest accepts
+//!     dangerous_allow_migration_agent = false  # the default; such an agent can read everything
+//!     ## Security versions, for each product (milan, genoa, turin). Default: any; once one product is
+//!     ## named, the others are refused. Of bootloader, tee, snp, microcode and, for turin, fmc.
+//!     [sev-snp.min_reported_tcb.milan]
+//!     snp = 24
+//!     microcode = 219
+//!     [sev-snp.min_committed_tcb.milan]
+//!     snp = 24
+//!
+//!     ## Intel's patch level. Default: UpToDate, without open advisories.
 //!     [tcb]
 //!     allowed = ["UpToDate"]
 //!     min_evaluation_number = 17  # default: any

@@ -11,7 +11,7 @@ use crate::check::printable;
 use crate::dcap::{self, Body, Refused, Root};
 use crate::field::{Field, Value, Values};
 use crate::report::{json_object, utc};
-use crate::{Rejection, RejectionCode};
+use crate::{Rejection, RejectionCode, snp};
 
 /// What a quote or report says, and whether it verifies. It is no verdict: that takes a
 /// [`Policy`](crate::Policy).
@@ -24,6 +24,7 @@ pub struct Observation {
     pub(crate) verification: Verification,
     pub(crate) observed_at: u64,
     pub(crate) config_digest: Option<Digest>,
+    pub(crate) snp: Option<snp::Seen>,
 }
 
 /// Whether observed evidence verifies: signatures, chains of certificates, revocation and times.
@@ -52,7 +53,7 @@ pub struct Verified {
     pub(crate) collateral_until: u64,
 }
 
-/// Says what a quote (SGX, TDX) holds and, with collateral, whether it verifies at this time.
+/// Says what a quote (SGX, TDX) or report (SEV-SNP) holds and, with collateral, whether it verifies at this time.
 ///
 /// Debug is shown and not refused. No policy is applied.
 ///
@@ -65,12 +66,11 @@ pub fn observe(
     collateral: Option<&Collateral>,
     now_unix_seconds: u64,
 ) -> Result<Observation, Rejection> {
-    if Evidence::is_snp_report(quote) {
-        let fact = "reports of SEV-SNP are not observed";
-        return Err(Rejection::new(RejectionCode::QuoteUnsupported, fact));
-    }
-    let refused = |refused: Refused| Rejection::new(refused.code, refused.text);
-    observe_dcap(quote, collateral, now_unix_seconds).map_err(refused)
+    let observed = match Evidence::is_snp_report(quote) {
+        true => snp::observe(quote, collateral, now_unix_seconds),
+        false => observe_dcap(quote, collateral, now_unix_seconds),
+    };
+    observed.map_err(|refused| Rejection::new(refused.code, refused.text))
 }
 
 impl Observation {
@@ -226,7 +226,8 @@ impl Verified {
         self.root.simulated()
     }
 
-    /// The platform's patch level as its vendor names it, `UpToDate` at best.
+    /// The platform's patch level as Intel names it, `UpToDate` at best; `reported` for SEV-SNP, of
+    /// which AMD names none.
     pub fn tcb_status(&self) -> &str {
         &self.tcb_status
     }
@@ -280,6 +281,7 @@ fn observe_dcap(
         verification: verified.map_or_else(|why_not| why_not, |(_, v)| Verification::Verified(v)),
         observed_at: now,
         config_digest: None,
+        snp: None,
     })
 }
 

@@ -8,6 +8,7 @@
 
 mod certificate;
 mod chain;
+mod observe;
 mod report;
 
 use blindai_core::{SnpCollateral, Tee};
@@ -22,6 +23,7 @@ use crate::report::{QuoteReport, utc};
 
 use chain::Chain;
 pub(crate) use chain::Product;
+pub(crate) use observe::{Seen, observe};
 pub(crate) use report::{Component, Report};
 use report::{GuestPolicy, Tcb};
 

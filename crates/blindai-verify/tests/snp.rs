@@ -2,12 +2,19 @@
 
 mod support;
 
-use blindai_core::{Collateral, Evidence, SnpCollateral, Tee};
-use blindai_verify::{
-    Outcome, Policy, QuoteReport, Rejection, RejectionCode as Code, appraise_quote, checks,
-};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
-use support::{assert_code, connection, file, outcome};
+use blindai_core::{CMW_OID, Collateral, Evidence, RA_TLS_OID, ReportData, SnpCollateral, Tee};
+use blindai_tee::{Attester as _, Draft, Measurement, Simulation, SimulationOptions};
+use blindai_verify::{
+    Binding, Outcome, Policy, QuoteReport, Rejection, RejectionCode as Code, Verification,
+    VerifiedReport, appraise_quote, checks, observe, read_certificate, verify,
+};
+use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
+use sha2::{Digest as _, Sha256};
+
+use support::{NOW, assert_code, claims, connection, file, outcome, simulation};
 
 /// A report with its signer's certificate, and a time when that was valid.
 #[derive(Clone, Copy)]
@@ -376,8 +383,7 @@ fn another_measurement_or_kind_of_tee_is_refused() {
     let text = format!("tee = [\"sgx\"]\n[sgx]\nmrenclave = [{enclave:?}]");
     let sgx = Policy::from_toml(&text).unwrap();
     assert_code(MILAN.appraise(&sgx), Code::TeeNotAccepted);
-    let simulation = Policy::dangerous().accept_simulation();
-    assert_code(MILAN.appraise(&simulation), Code::TrustRootHardware);
+    assert_code(MILAN.appraise(&simulation()), Code::TrustRootHardware);
     let nothing = MILAN.appraise(&Policy::accept_nothing()).unwrap_err();
     assert_eq!(outcome(&nothing, "measurement"), Outcome::Fail);
 }
@@ -456,10 +462,10 @@ fn no_flipped_bit_of_a_certificate_is_accepted() {
 fn a_report_without_our_claims_is_bound_to_nothing() {
     let evidence = Evidence {
         quote: MILAN.report(),
-        claims: support::claims().encode(),
+        claims: claims().encode(),
     };
     let collateral = Collateral::Snp(MILAN.collateral());
-    let rejection = blindai_verify::verify(
+    let rejection = verify(
         &evidence,
         &collateral,
         &connection(),
@@ -527,5 +533,278 @@ fn policies_that_name_no_code_do_not_compile() {
     ] {
         let problems = section(&lines).unwrap_err().problems().join("; ");
         assert!(problems.contains(word), "{lines}: {problems}");
+    }
+}
+
+#[test]
+fn a_policy_written_from_a_report_accepts_it() {
+    for machine in [MILAN, GENOA, TURIN, MILAN_V2, VLEK] {
+        let collateral = Collateral::Snp(machine.collateral());
+        let seen = observe(&machine.report(), Some(&collateral), machine.now).unwrap();
+        let Verification::Verified(verified) = seen.verification() else {
+            panic!("{seen}")
+        };
+        assert_eq!(verified.tcb_status(), "reported");
+        let text = seen.to_policy_toml();
+        let policy = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        machine
+            .appraise(&policy)
+            .unwrap_or_else(|r| panic!("{}", r.table()));
+        assert_eq!(policy.differences(&seen), []);
+        assert!(text.contains("min_reported_tcb.") && text.contains("require_crl = false"));
+    }
+}
+
+#[test]
+fn what_changed_between_machines_is_told() {
+    let seen = |machine: Machine| {
+        let collateral = Collateral::Snp(machine.collateral());
+        observe(&machine.report(), Some(&collateral), machine.now).unwrap()
+    };
+    let policy = Policy::from_toml(&seen(MILAN).to_policy_toml()).unwrap();
+    let names = |machine| {
+        let differences = policy.differences(&seen(machine));
+        differences.iter().map(|d| d.name()).collect::<Vec<_>>()
+    };
+    // The same image on another product.
+    assert_eq!(names(GENOA), [checks::REPORTED_TCB, checks::COMMITTED_TCB]);
+    let provider = [
+        "measurement",
+        "host_data",
+        checks::ABI,
+        checks::VMPL,
+        checks::REPORTED_TCB,
+    ];
+    assert_eq!(names(VLEK), provider);
+    let old = names(DEBUG);
+    assert!(
+        old.contains(&checks::DEBUG) && old.contains(&"measurement"),
+        "{old:?}"
+    );
+
+    let debug = seen(DEBUG).to_policy_toml();
+    assert!(
+        debug.contains("\n# dangerous_allow_debug = true"),
+        "{debug}"
+    );
+    let unverified = observe(&TURIN.report(), None, TURIN.now).unwrap();
+    assert_eq!(*unverified.verification(), Verification::NotTried);
+    // The CPU says which product it is.
+    assert!(
+        unverified
+            .to_policy_toml()
+            .contains("min_reported_tcb.turin]\nfmc = 1\n")
+    );
+    let wrong = Collateral::Snp(GENOA.collateral());
+    let wrong = observe(&MILAN.report(), Some(&wrong), MILAN.now).unwrap();
+    let refused =
+        |code| matches!(wrong.verification(), Verification::Refused { code: c, .. } if *c == code);
+    assert!(refused(Code::CollateralMismatch), "{wrong}");
+}
+
+/// A simulated guest whose vendor or processor may say something else than it should.
+struct Simulated {
+    evidence: Evidence,
+    collateral: SnpCollateral,
+}
+
+impl Simulated {
+    fn new(change: impl Fn(Draft<'_>) + Send + Sync + 'static) -> Self {
+        let mut options = SimulationOptions::new(Measurement::Launch([1; 48]));
+        options.clock = Arc::new(|| UNIX_EPOCH + Duration::from_secs(NOW));
+        let attester = Simulation::forged(options, change).unwrap();
+        let claims = claims().encode();
+        let quote = attester.quote(&ReportData::of_claims(&claims)).unwrap();
+        let Some(Collateral::Snp(collateral)) = attester.collateral().unwrap() else {
+            panic!("no collateral of SEV-SNP")
+        };
+        let evidence = Evidence { quote, claims };
+        Self {
+            evidence,
+            collateral,
+        }
+    }
+
+    fn verify(&self, policy: &Policy) -> Result<VerifiedReport, Rejection> {
+        let collateral = Collateral::Snp(self.collateral.clone());
+        verify(&self.evidence, &collateral, &connection(), policy, NOW)
+    }
+}
+
+#[test]
+fn the_simulation_is_accepted_only_by_name() {
+    let guest = Simulated::new(|_| {});
+    let report = guest.verify(&simulation()).unwrap();
+    assert!(report.simulated() && report.trust_root().contains("protects nothing"));
+    let policy = |byte: &str| {
+        let text = format!(
+            "tee = [\"sev-snp\"]\n[sev-snp]\nmeasurement = [{:?}]",
+            byte.repeat(48)
+        );
+        Policy::from_toml(&text).unwrap()
+    };
+    assert_code(guest.verify(&policy("01")), Code::TrustRootSimulation);
+    let by_name = |byte| policy(byte).dangerous_accept_simulation();
+    guest.verify(&by_name("01")).unwrap();
+    assert_code(guest.verify(&by_name("02")), Code::MeasurementMismatch);
+    let nothing = guest.verify(&Policy::accept_nothing());
+    assert_code(nothing, Code::TrustRootSimulation);
+}
+
+/// What the ARK, the ASK, the chip or the guest's owner says, and the code that it leads to.
+type Bad = (fn(Draft<'_>), Code);
+
+macro_rules! says {
+    ($kind:ident, $draft:ident => $change:expr, $code:ident) => {
+        (
+            |draft| {
+                if let Draft::$kind($draft) = draft {
+                    $change;
+                }
+            },
+            Code::$code,
+        )
+    };
+}
+
+#[test]
+fn signed_statements_that_are_bad_are_refused() {
+    let bad: &[Bad] = &[
+        says!(AmdCrl, list => list.revoked = vec![7, 2], CertificateRevoked),
+        says!(AmdCrl, list => list.revoked = vec![0], CertificateRevoked),
+        says!(AmdCrl, list => list.next_update = NOW - 1, CrlExpired),
+        says!(AmdCrl, list => list.this_update = NOW + 1, CollateralNotYetValid),
+        says!(Vcek, vcek => vcek.not_after = NOW - 1, CertificateExpired),
+        says!(Vcek, vcek => vcek.not_before = NOW + 1, CertificateNotYetValid),
+        says!(Ask, ask => ask.not_after = NOW - 1, CertificateExpired),
+        says!(Ask, ask => ask.not_before = NOW + 1, CertificateNotYetValid),
+        says!(Ask, ask => ask.extensions.remove(0), ChainInvalid),
+        says!(Ask, ask => ask.extensions.remove(1), ChainInvalid),
+        says!(Ask, ask => ask.extensions[0].value = vec![0x30, 0], ChainInvalid),
+        says!(Ask, ask => ask.extensions[1].oid = vec![2, 5, 29, 99], ChainInvalid),
+        says!(Vcek, vcek => vcek.extensions[0].critical = true, ChainInvalid),
+        // Product, patch level, chip; missing, twice, of another value.
+        says!(Vcek, vcek => vcek.extensions.remove(1), CollateralMalformed),
+        says!(Vcek, vcek => vcek.extensions[1].value = b"\x16\x04Rome".to_vec(), CollateralMalformed),
+        says!(Vcek, vcek => vcek.extensions[1].value = b"\x16\x05Turin".to_vec(), CollateralMalformed),
+        says!(Vcek, vcek => vcek.extensions[1].value = b"\x16\x05Milan".to_vec(), CollateralMismatch),
+        says!(Vcek, vcek => vcek.extensions.remove(8), CollateralMalformed),
+        says!(Vcek, vcek => vcek.extensions.push(vcek.extensions[8].clone()), CollateralMalformed),
+        says!(Vcek, vcek => vcek.extensions[4].value = vec![2, 1, 1], CollateralMismatch),
+        says!(Vcek, vcek => vcek.extensions[9].value = vec![2, 1, 1], CollateralMismatch),
+        says!(Vcek, vcek => vcek.extensions[10].value[0] ^= 1, CollateralMismatch),
+        says!(Vcek, vcek => vcek.extensions.remove(10), CollateralMismatch),
+        says!(Vcek, vcek => vcek.extensions[10].oid = vec![1, 3, 6, 1, 4, 1, 3704, 1, 5], CollateralMismatch),
+        // Signing key VLEK; masked chip id; migration; an unknown bit; VMPL of the host; debug.
+        says!(Report, report => report[0x48] = 4, CollateralMismatch),
+        says!(Report, report => report[0x1a0..0x1e0].fill(0), CollateralMismatch),
+        says!(Report, report => report[0x0a] |= 4, GuestPolicy),
+        says!(Report, report => report[0x0b] |= 4, GuestPolicy),
+        says!(Report, report => report[0x0f] |= 0x80, GuestPolicy),
+        says!(Report, report => report[0x30..0x34].fill(0xff), Vmpl),
+        says!(Report, report => report[0x0a] |= 8, Debug),
+        says!(Report, report => report[0x188] = 0x1a, CollateralMismatch),
+    ];
+    for (i, (change, code)) in bad.iter().enumerate() {
+        let rejection = Simulated::new(*change).verify(&simulation());
+        let rejection = rejection.err().unwrap_or_else(|| panic!("{i} is trusted"));
+        assert_eq!(rejection.code(), *code, "{i}: {}", rejection.table());
+    }
+}
+
+#[test]
+fn both_spellings_of_the_chips_id_are_read_and_no_third() {
+    let spelled = |change: fn(&mut Vec<u8>)| {
+        let guest = Simulated::new(move |draft| {
+            if let Draft::Vcek(vcek) = draft {
+                change(&mut vcek.extensions[10].value);
+            }
+        });
+        guest.verify(&simulation())
+    };
+    spelled(|id| id.splice(0..0, [4, 64]).for_each(drop)).unwrap();
+    for third in [
+        (|id| id.splice(0..0, [3, 64]).for_each(drop)) as fn(&mut Vec<u8>),
+        |id| id.push(0),
+        |id| id.truncate(8),
+        |id| id.splice(0..0, [4, 66, 4, 64]).for_each(drop),
+    ] {
+        assert_code(spelled(third), Code::CollateralMismatch);
+    }
+}
+
+#[test]
+fn a_revocation_list_must_be_whole_and_the_roots() {
+    let guest = Simulated::new(|_| {});
+    let with = |crl: Option<Vec<u8>>| {
+        let collateral = SnpCollateral {
+            crl,
+            ..guest.collateral.clone()
+        };
+        let evidence = guest.evidence.clone();
+        Simulated {
+            evidence,
+            collateral,
+        }
+        .verify(&simulation())
+    };
+    let crl = guest.collateral.crl.clone().unwrap();
+    let verdict = with(Some(crl.clone())).unwrap();
+    assert!(verdict.valid_until() <= NOW + 30 * 24 * 3600);
+    assert_code(with(None), Code::CrlMissing);
+    for at in 0..crl.len() {
+        let mut changed = crl.clone();
+        changed[at] ^= 1 << (at % 8);
+        assert!(with(Some(changed)).is_err(), "byte {at:#x} may be changed");
+    }
+    assert_code(
+        with(Some(crl[..crl.len() - 1].to_vec())),
+        Code::CollateralMalformed,
+    );
+    assert_code(
+        with(Some([&crl[..], &[0]].concat())),
+        Code::CollateralMalformed,
+    );
+    assert_code(with(Some(vec![0x30; 1 << 20])), Code::CollateralMalformed);
+    // Of the simulation's root, for a machine of AMD's.
+    let collateral = SnpCollateral {
+        crl: Some(crl),
+        ..MILAN.collateral()
+    };
+    let other = appraise(&MILAN.report(), collateral, &MILAN.policy(""), MILAN.now);
+    assert_code(other, Code::CollateralMismatch);
+}
+
+#[test]
+fn a_certificate_carries_the_report_once() {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut claims = claims();
+    claims.tls_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    let claims = claims.encode();
+    let mut options = SimulationOptions::new(Measurement::Launch([1; 48]));
+    options.clock = Arc::new(|| UNIX_EPOCH + Duration::from_secs(NOW));
+    let attester = Simulation::new(options).unwrap();
+    let quote = attester.quote(&ReportData::of_claims(&claims)).unwrap();
+    let evidence = Evidence { quote, claims };
+    let certificate = |oids: &[&[u64]]| {
+        let (_, value) = evidence.to_extension();
+        let mut params = CertificateParams::default();
+        let extension = |oid: &&[u64]| CustomExtension::from_oid_content(oid, value.clone());
+        params.custom_extensions = oids.iter().map(extension).collect();
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    let read = read_certificate(&certificate(&[CMW_OID])).unwrap();
+    read.check_binding().unwrap();
+    let binding = Binding {
+        tls_spki_sha256: Some(read.tls_spki_sha256()),
+        nonce: None,
+    };
+    let collateral = attester.collateral().unwrap().unwrap();
+    verify(read.evidence(), &collateral, &binding, &simulation(), NOW).unwrap();
+    for oids in [&[][..], &[CMW_OID, RA_TLS_OID], &[RA_TLS_OID]] {
+        assert_code(
+            read_certificate(&certificate(oids)),
+            Code::CertificateMalformed,
+        );
     }
 }

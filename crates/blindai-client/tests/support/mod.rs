@@ -11,7 +11,7 @@ use blindai_client::{ConnectOptions, InferRequest, NamedTensor, Policy, Tensor};
 use blindai_core::oip::{self, InferResponse, OutputFormat};
 use blindai_core::{
     Claims, Code, DType, Digest, Error, Evidence, EvidenceDocument, ModelInfo, Nonce, ReportData,
-    Signature, Tee, api,
+    Signature, api,
 };
 use blindai_tee::{Attester, Measurement, Simulation, SimulationOptions};
 use bytes::Bytes;
@@ -60,7 +60,11 @@ pub struct Identity {
 
 impl Identity {
     pub fn new(measurement: [u8; 32], time: &Time) -> Arc<Self> {
-        let options = SimulationOptions::new(Measurement::MrEnclave(measurement));
+        Self::of(Measurement::MrEnclave(measurement), time)
+    }
+
+    pub fn of(measurement: Measurement, time: &Time) -> Arc<Self> {
+        let options = SimulationOptions::new(measurement);
         Arc::new(Self {
             key: KeyPair::generate().unwrap(),
             platform: Simulation::new(options).unwrap(),
@@ -92,7 +96,7 @@ impl Identity {
 
     pub fn document(&self, nonce: Nonce) -> Vec<u8> {
         let collateral = self.platform.collateral().unwrap();
-        EvidenceDocument::new(Tee::Sgx, self.evidence(Some(nonce)), collateral).to_json()
+        EvidenceDocument::new(self.platform.tee(), self.evidence(Some(nonce)), collateral).to_json()
     }
 
     pub fn certificate(&self) -> Vec<u8> {

@@ -68,6 +68,10 @@ impl Product {
         )
     }
 
+    pub fn includes_some(self, cpu: Option<[u8; 3]>) -> bool {
+        cpu.is_some_and(|cpu| self.includes(cpu))
+    }
+
     /// The extensions under 1.3.6.1.4.1.3704.1.3 that certify the bytes of a patch level, in order.
     fn tcb_extensions(self) -> [u32; 8] {
         match self {
