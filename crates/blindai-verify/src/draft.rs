@@ -100,7 +100,8 @@ impl Observation {
 }
 
 fn draft_field(field: &Field, value: &Value, draft: &mut Draft) {
-    let Some(line) = line(field, value) else {
+    let line = line(field, value).filter(|_| !field.is_absent(value));
+    let Some(line) = line else {
         return;
     };
     draft.comment(field.meaning);

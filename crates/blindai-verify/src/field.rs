@@ -83,6 +83,12 @@ impl Field {
         }
     }
 
+    /// Whether zeros say that there is none, so that a pin of zeros would name nobody.
+    pub fn is_absent(&self, value: &Value) -> bool {
+        let optional = matches!(self.name, "id_key_digest" | "author_key_digest" | "chip_id");
+        optional && value.is_zero()
+    }
+
     /// Whether it belongs to the measurements, in the narrow sense: what code runs.
     pub fn is_measurement(&self) -> bool {
         matches!(self.group, Group::Code | Group::Signer)

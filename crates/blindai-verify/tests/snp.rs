@@ -215,6 +215,13 @@ fn certificates_of_others_are_refused() {
     .with("");
     assert_code(provider, Code::CollateralMismatch);
     assert_code(signed_by("milan_ask.pem"), Code::CollateralMalformed);
+    let renamed = certificate(MILAN.signer).replace("CERTIFICATE", "KEY");
+    let collateral = SnpCollateral {
+        signer: renamed,
+        ..MILAN.collateral()
+    };
+    let renamed = appraise(&MILAN.report(), collateral, &MILAN.policy(""), MILAN.now);
+    assert_code(renamed, Code::CollateralMalformed);
     // Two, where one belongs.
     assert_code(signed_by("milan_asvk_ark.pem"), Code::CollateralMalformed);
 }
@@ -552,6 +559,27 @@ fn a_policy_written_from_a_report_accepts_it() {
             .unwrap_or_else(|r| panic!("{}", r.table()));
         assert_eq!(policy.differences(&seen), []);
         assert!(text.contains("min_reported_tcb.") && text.contains("require_crl = false"));
+    }
+}
+
+#[test]
+fn what_a_written_policy_offers_holds_too() {
+    for machine in [MILAN, TURIN, VLEK] {
+        let seen = observe(&machine.report(), None, machine.now).unwrap();
+        let text = seen.to_policy_toml();
+        let offers = text.lines().filter_map(|line| line.strip_prefix("# "));
+        let is_pin = |line: &&str| {
+            let key = line.split(" = ").next().unwrap_or_default();
+            line.contains(" = ") && !key.contains(' ') && key != "forbid_smt"
+        };
+        let offers: Vec<_> = offers.filter(is_pin).collect();
+        assert!(offers.len() >= 3, "{text}");
+        let (head, tables) = text.split_once("[sev-snp.min_reported").unwrap();
+        let text = format!("{head}{}\n[sev-snp.min_reported{tables}", offers.join("\n"));
+        let policy = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        machine
+            .appraise(&policy)
+            .unwrap_or_else(|r| panic!("{}", r.table()));
     }
 }
 

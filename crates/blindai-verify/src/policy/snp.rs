@@ -1,7 +1,7 @@
 //! The section `[sev-snp]`.
 
 use super::{Pin, Section, list};
-use crate::field::{Allowed, Value};
+use crate::field::Allowed;
 use crate::snp::{Component, Product};
 
 /// What is asked of a guest of SEV-SNP beside its measurements.
@@ -87,14 +87,10 @@ fn read_minimum(section: &mut Section<'_>, key: &str) -> Minimum {
 /// digest of zeros only says that there was no such block.
 pub(super) fn require_guest(section: &Section<'_>, pins: &[Pin], named: impl Fn(&str) -> bool) {
     for pin in pins {
-        let name = pin.field.name;
-        let names_none = matches!(name, "id_key_digest" | "author_key_digest" | "chip_id");
-        let zeros = |allowed: &Allowed| match allowed {
-            Allowed::OneOf(values) => values.iter().any(Value::is_zero),
-            _ => false,
-        };
-        if names_none && zeros(&pin.allowed) {
-            section.problem(name, "must not be zeros: that names none");
+        if let Allowed::OneOf(values) = &pin.allowed
+            && values.iter().any(|value| pin.field.is_absent(value))
+        {
+            section.problem(pin.field.name, "must not be zeros: that names none");
         }
     }
     let signer = named("id_key_digest") || named("author_key_digest");

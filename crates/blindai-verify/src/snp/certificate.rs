@@ -44,6 +44,12 @@ impl Certificate {
         }
         let blocks = pem::parse_many(pem)
             .map_err(|_| refused(Code::CollateralMalformed, "a chain is not PEM"))?;
+        if blocks.iter().any(|block| block.tag() != "CERTIFICATE") {
+            return Err(refused(
+                Code::CollateralMalformed,
+                "a chain holds more than certificates",
+            ));
+        }
         if blocks.is_empty() || blocks.len() > most {
             let text = format!("{} certificates where 1 to {most} belong", blocks.len());
             return Err(refused(Code::CollateralMalformed, text));
