@@ -4,8 +4,9 @@ mod support;
 
 use std::sync::Arc;
 
-use blindai_client::{Client, ClientError, ConnectOptions, ErrorKind, Upload};
-use blindai_core::EvidenceDocument;
+use blindai_client::{Client, ClientError, ConnectOptions, ErrorKind, Policy, Upload};
+use blindai_core::{Claims, Evidence, EvidenceDocument, Tee};
+use blindai_tee::{Attester as _, Measurement, simulated_rtmr};
 use blindai_verify::Binding;
 use rcgen::KeyPair;
 use rustls::HandshakeKind;
@@ -15,6 +16,10 @@ async fn refused(server: &Server, options: ConnectOptions) -> ClientError {
     let error = Client::connect(&server.address, options).await.unwrap_err();
     assert_eq!(server.user_requests(), [""; 0], "{error}");
     error
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn identity() -> (Arc<Identity>, Time) {
@@ -75,6 +80,47 @@ async fn a_simulated_server_is_refused_by_a_production_policy() {
     assert!(!error.rejection().unwrap().checks().is_empty());
 }
 
+#[test]
+fn an_empty_policy_connects_to_nobody() {
+    for text in [
+        "",
+        "tee = []",
+        "tee = [\"sgx\"]",
+        "tee = [\"sgx\"]\n[sgx]\nmrenclave = []",
+    ] {
+        // There is no client without options, and there are none without a policy.
+        let error = ClientError::from(Policy::from_toml(text).unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::Policy);
+        assert_eq!(error.code(), "policy-invalid");
+    }
+}
+
+#[tokio::test]
+async fn a_required_check_that_cannot_be_made_is_a_refusal() {
+    let time = Time::now();
+    let identity = Identity::of(Measurement::MrTd([0x11; 48]), &time);
+    let server = Server::honest(&identity).await;
+    let pins = [
+        ("mrtd", [0x11; 48]),
+        ("rtmr1", simulated_rtmr(1)),
+        ("rtmr2", simulated_rtmr(2)),
+    ];
+    let pins = pins.map(|(name, value)| format!("{name} = [\"{}\"]\n", hex(&value)));
+    let pins = pins.concat();
+    let policy = |more: &str| {
+        let policy = Policy::from_toml(&format!("tee = [\"tdx\"]\n[tdx]\n{pins}{more}"));
+        ConnectOptions::new(policy.unwrap().dangerous_accept_simulation())
+    };
+    Client::connect(&server.address, policy("")).await.unwrap();
+
+    // Quotes of TDX 1.0 do not say this.
+    let zeros = "00".repeat(16);
+    let options = policy(&format!("min_tee_tcb_svn2 = \"{zeros}\""));
+    let error = Client::connect(&server.address, options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "check-skipped");
+}
+
 #[tokio::test]
 async fn other_code_than_the_policy_names_is_refused() {
     let time = Time::now();
@@ -122,6 +168,94 @@ async fn a_copied_certificate_without_its_private_key_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Attestation);
     assert_eq!(error.code(), "tls-key-not-held");
     assert_eq!(server.attestations(), 0);
+}
+
+#[tokio::test]
+async fn a_host_that_signs_a_certificate_for_the_servers_key_gains_nothing() {
+    let (identity, time) = identity();
+    let certificate = certificate_of_a_host(&identity.key, &identity.evidence(None));
+    for holds_the_key in [false, true] {
+        let other = KeyPair::generate().unwrap();
+        let key = if holds_the_key { &identity.key } else { &other };
+        let attest = identity.clone();
+        let config = tls(certificate.clone(), key, TLS13);
+        let server = Server::start(config, move |nonce| attest.document(nonce)).await;
+        if holds_the_key {
+            // Whoever issued the certificate, the connection ends where the evidence says.
+            Client::connect(&server.address, options(&time))
+                .await
+                .unwrap();
+        } else {
+            let error = refused(&server, options(&time)).await;
+            assert_eq!(error.code(), "tls-key-not-held");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_a_host_signed_for_its_own_key_is_refused() {
+    let (identity, time) = identity();
+    let own = KeyPair::generate().unwrap();
+    let certificate = certificate_of_a_host(&own, &identity.evidence(None));
+    let config = tls(certificate, &own, TLS13);
+    let server = Server::start(config, move |nonce| identity.document(nonce)).await;
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "tls-key-mismatch");
+    assert_eq!(server.attestations(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_with_a_second_evidence_is_refused() {
+    let (identity, time) = identity();
+    let own = identity.evidence(None);
+    // In the same extension, and in the one for the other kinds of TEE.
+    let second = Identity::new(MEASUREMENT, &time).evidence(None);
+    let third = Identity::of(Measurement::Launch([0x11; 48]), &time).evidence(None);
+    let pairs = [
+        [&own, &second],
+        [&second, &own],
+        [&own, &third],
+        [&third, &own],
+    ];
+    for pair in pairs.map(|pair| pair.map(Evidence::clone)) {
+        let certificate = carrying(&pair).self_signed(&identity.key).unwrap();
+        let config = tls(certificate.der().to_vec(), &identity.key, TLS13);
+        let attest = identity.clone();
+        let server = Server::start(config, move |nonce| attest.document(nonce)).await;
+        let error = refused(&server, options(&time)).await;
+        assert_eq!(error.code(), "certificate-malformed");
+        assert_eq!(server.attestations(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_key_beside_the_evidence_is_refused() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    server.attest_with(move |nonce| {
+        let document = String::from_utf8(identity.document(nonce)).unwrap();
+        let key = format!("{{\"hpke_key\":\"{}\",", "22".repeat(32));
+        document.replacen('{', &key, 1).into_bytes()
+    });
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "evidence-malformed");
+}
+
+#[tokio::test]
+async fn a_key_that_was_put_into_the_claims_is_refused() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    server.attest_with(move |nonce| {
+        let mut evidence = identity.evidence(Some(nonce));
+        let mut claims = Claims::decode(&evidence.claims).unwrap();
+        claims.hpke_key = Some([0x22; 32]);
+        evidence.claims = claims.encode();
+        let collateral = identity.platform.collateral().unwrap();
+        EvidenceDocument::new(Tee::Sgx, evidence, collateral).to_json()
+    });
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "report-data-mismatch");
 }
 
 #[tokio::test]
@@ -286,7 +420,7 @@ async fn documents_that_are_none_are_refused() {
         server.attest_with(move |_| document.clone());
         assert_eq!(refused(&server, options(&time)).await.code(), code);
     }
-    let bare = EvidenceDocument::new(blindai_core::Tee::Sgx, identity.evidence(None), None);
+    let bare = EvidenceDocument::new(Tee::Sgx, identity.evidence(None), None);
     server.attest_with(move |_| bare.to_json());
     let error = refused(&server, options(&time)).await;
     assert_eq!(error.code(), "collateral-missing");

@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
+use rcgen::{CertificateParams, CustomExtension, Issuer, KeyPair, PublicKeyData as _};
 use rustls::HandshakeKind;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
@@ -96,7 +96,8 @@ impl Identity {
 
     pub fn document(&self, nonce: Nonce) -> Vec<u8> {
         let collateral = self.platform.collateral().unwrap();
-        EvidenceDocument::new(self.platform.tee(), self.evidence(Some(nonce)), collateral).to_json()
+        let evidence = self.evidence(Some(nonce));
+        EvidenceDocument::new(self.platform.tee(), evidence, collateral).to_json()
     }
 
     pub fn certificate(&self) -> Vec<u8> {
@@ -106,11 +107,25 @@ impl Identity {
 
 /// A certificate for `key` that carries `evidence`, whoever's that is.
 pub fn certificate_with(key: &KeyPair, evidence: &Evidence) -> Vec<u8> {
-    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let (oid, value) = evidence.to_extension();
-    let extension = CustomExtension::from_oid_content(oid, value);
-    params.custom_extensions.push(extension);
+    let params = carrying(std::slice::from_ref(evidence));
     params.self_signed(key).unwrap().der().to_vec()
+}
+
+/// What a certificate says that carries so much evidence.
+pub fn carrying(evidence: &[Evidence]) -> CertificateParams {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    for (oid, value) in evidence.iter().map(Evidence::to_extension) {
+        let extension = CustomExtension::from_oid_content(oid, value);
+        params.custom_extensions.push(extension);
+    }
+    params
+}
+
+/// A certificate for `key` that carries `evidence` and is signed by a host, not by the key itself.
+pub fn certificate_of_a_host(key: &KeyPair, evidence: &Evidence) -> Vec<u8> {
+    let host = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
+    let params = carrying(std::slice::from_ref(evidence));
+    params.signed_by(key, &host).unwrap().der().to_vec()
 }
 
 /// TLS as the certificate and the key say, fitting or not.
