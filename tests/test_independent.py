@@ -13,6 +13,8 @@ from typing import Any
 
 import cbor2
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from impostors import claims_for, own_certificate, server_context
 from support import ROOT, Server
@@ -23,12 +25,25 @@ EVIDENCE = ROOT / "testdata" / "evidence"
 QUOTE_TOOLS = ["check_quote.py", "check_quote.cjs"]
 # What the page's commands name.
 QUOTE, COLLATERAL = "quote.bin", "collateral.json"
-ROOT_OF_SIMULATION = "crates/blindai-core/src/simulation_root.der"
+ROOTS = "crates/blindai-core/src/simulation_"
+SHOWN = {
+    "quote": QUOTE,
+    "collateral": COLLATERAL,
+    "root": f"{ROOTS}root.der",
+    "ark": f"{ROOTS}ark.der",
+}
 # What check_server.py checks.
 REPORT_DATA = "the report data is the digest of the claims"
 KEY = "the claims name the TLS key of this connection"
 NONCE = "the claims carry the nonce"
 TIME = "the claims are in their time"
+# What check_report.py checks.
+SIGNATURE = "the signer signed the report"
+CHAIN = "the chain ends in the root"
+DATES = "each certificate is in its time"
+PATCH_LEVEL = "the signer is for this patch level"
+CHIP = "the signer is for this chip"
+DEBUG = "the guest cannot be debugged"
 
 
 @pytest.fixture(scope="module", params=["sgx", "tdx"])
@@ -148,9 +163,9 @@ def kind_of(page: Page) -> str:
     return "sgx" if (page.folder / QUOTE).read_bytes()[4:8] == bytes(4) else "tdx"
 
 
-def flip(data: bytes, at: int) -> bytes:
+def flip(data: bytes, at: int, bit: int = 1) -> bytes:
     flipped = bytearray(data)
-    flipped[at] ^= 1
+    flipped[at] ^= bit
     return bytes(flipped)
 
 
@@ -198,7 +213,7 @@ def tamper_with_collateral(page: Page, part: str) -> None:
 @pytest.mark.parametrize("tool", QUOTE_TOOLS)
 @pytest.mark.parametrize("days", [-365, 365])
 def test_evidence_out_of_its_time_is_refused(page: Page, tool: str, days: int):
-    assert refuses(page, tool, at=f" {time.time() + days * DAY:.0f}")
+    assert refuses(page, tool, at=time.time() + days * DAY)
 
 
 @pytest.mark.parametrize("tool", QUOTE_TOOLS)
@@ -206,28 +221,21 @@ def test_the_simulation_does_not_lead_to_intel(page: Page, tool: str):
     assert refuses(page, tool, root="intel")
 
 
-def refuses(
-    page: Page,
-    tool: str,
-    quote: str = QUOTE,
-    collateral: str = COLLATERAL,
-    root: str = ROOT_OF_SIMULATION,
-    at: str = "",
-) -> bool:
+def refuses(page: Page, tool: str, at: float | None = None, **files: str) -> bool:
     """Whether a tool refuses with a reason."""
-    done = follow(page, tool, quote, collateral, root, at)
+    done = follow(page, tool, at, **files)
     assert (done.returncode, done.stdout) in [(0, "UpToDate\n"), (1, "")], done
     assert "Error" in done.stderr or done.returncode == 0, done
     return done.returncode == 1
 
 
-def follow(page: Page, tool: str, quote: str, collateral: str, root: str, at: str):
+def follow(page: Page, tool: str, at: float | None = None, **files: str):
     """The page's command for a tool, on other files and at another time."""
     command = page.command(tool).rstrip()
-    for shown, used in ((QUOTE, quote), (COLLATERAL, collateral), (ROOT_OF_SIMULATION, root)):
-        assert shown in command
-        command = command.replace(shown, used)
-    return page.run(command + at)
+    for name, used in files.items():
+        assert SHOWN[name] in command
+        command = command.replace(SHOWN[name], used)
+    return page.run(command if at is None else f"{command} {at:.0f}")
 
 
 @pytest.mark.parametrize("tool", QUOTE_TOOLS)
@@ -258,5 +266,119 @@ def test_quotes_of_real_machines(
 ):
     """The verdicts that our verifier has to give too, in crates/blindai-verify/tests."""
     quote, collateral = f"{EVIDENCE}/{quote}.quote", f"{EVIDENCE}/collateral/{collateral}.json"
-    done = follow(scripts, tool, quote, collateral, "intel", f" {at}")
+    done = follow(scripts, tool, at, quote=quote, collateral=collateral, root="intel")
     assert (done.returncode, done.stdout.strip()) == ((0, verdict) if verdict else (1, ""))
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory) -> Iterator[Page]:
+    """The page after its first command, asked of a simulated guest of SEV-SNP."""
+    server = Server(tmp_path_factory.mktemp("snp"), tee={"simulation": "sev-snp"})
+    page = Page(tmp_path_factory.mktemp("guest"))
+    with server:
+        assert failed(ask(page, server.port)) == set()
+    return page
+
+
+def test_the_report_is_accepted(guest: Page):
+    assert failed(guest.run(guest.command("check_report.py"))) == set()
+
+
+@pytest.mark.parametrize(
+    ("at", "bit", "checks"),
+    [
+        (0x50, 1, set()),  # report data
+        (0x90, 1, set()),  # measurement
+        (0x2A0, 1, set()),  # signature
+        (0x29F, 1, set()),  # reserved, and signed
+        (0x0A, 8, {DEBUG}),
+        (0x180, 1, {PATCH_LEVEL}),
+        (0x1A0, 1, {CHIP}),
+    ],
+)
+def test_a_report_that_was_tampered_with_is_refused(
+    guest: Page, at: int, bit: int, checks: set[str]
+):
+    report = (guest.folder / QUOTE).read_bytes()
+    (guest.folder / "tampered.bin").write_bytes(flip(report, at, bit))
+    done = follow(guest, "check_report.py", quote="tampered.bin")
+    assert failed(done) == {SIGNATURE, *checks}
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_report_out_of_its_time_is_refused(guest: Page, years: int):
+    at = time.time() + years * 365 * DAY
+    assert failed(follow(guest, "check_report.py", at)) == {DATES}
+
+
+def as_der(path: Path) -> bytes:
+    """A certificate file, the last one of it when it has several."""
+    data = path.read_bytes()
+    if b"-----BEGIN" not in data:
+        return data
+    return x509.load_pem_x509_certificates(data)[-1].public_bytes(serialization.Encoding.DER)
+
+
+def as_pem(path: Path) -> str:
+    data = path.read_bytes()
+    if b"-----BEGIN" in data:
+        return data.decode()
+    certificate = x509.load_der_x509_certificate(data)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+IN_2025, IN_2026 = 1750000000, 1780000000
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+@pytest.mark.parametrize(
+    ("report", "signer", "issuer", "root", "at", "checks"),
+    [
+        ("ms_milan", "ms_milan_vcek.pem", "milan_ask.pem", "milan", IN_2026, set()),
+        ("ms_genoa", "ms_genoa_vcek.pem", "genoa_ask.pem", "genoa", IN_2026, set()),
+        ("ms_turin", "ms_turin_vcek.pem", "turin_ask.pem", "turin", IN_2026, set()),
+        (
+            "trustee_milan_vlek",
+            "trustee_milan_vlek.der",
+            "milan_asvk_ark.pem",
+            "milan",
+            IN_2025,
+            set(),
+        ),
+        (
+            "trustee_milan_vlek",
+            "trustee_milan_vlek.der",
+            "milan_asvk_ark.pem",
+            "milan",
+            IN_2026,
+            {DATES},
+        ),
+        (
+            "gosev_milan_DEBUG",
+            "gosev_milan_DEBUG_vcek.der",
+            "milan_ask.pem",
+            "milan",
+            IN_2025,
+            {DEBUG},
+        ),
+        ("ms_milan", "ms_milan_vcek.pem", "milan_ask.pem", "genoa", IN_2026, {CHAIN}),
+        (
+            "trustee_milan_v2",
+            "ms_milan_vcek.pem",
+            "milan_ask.pem",
+            "milan",
+            IN_2026,
+            {SIGNATURE, PATCH_LEVEL, CHIP},
+        ),
+    ],
+)
+def test_reports_of_real_machines(
+    scripts: Page, report: str, signer: str, issuer: str, root: str, at: int, checks: set[str]
+):
+    snp = EVIDENCE / "snp"
+    collateral = {"signer": as_pem(snp / signer), "issuer_chain": as_pem(snp / issuer)}
+    (scripts.folder / COLLATERAL).write_text(json.dumps(collateral))
+    (scripts.folder / "ark.der").write_bytes(as_der(snp / f"{root}_ark.pem"))
+    quote = str(snp / f"{report}.report")
+    done = follow(scripts, "check_report.py", at, quote=quote, ark="ark.der")
+    assert failed(done) == checks
