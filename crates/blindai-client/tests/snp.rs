@@ -53,7 +53,10 @@ async fn an_honest_guest_is_verified_for_its_tls_key() {
     let kept = EvidenceDocument::from_json(&document.to_json()).unwrap();
     assert_eq!(kept.tee, Tee::SevSnp);
     let sent = request(vec![1, 2, 3]);
-    client.infer(&"m".parse().unwrap(), None, &sent).await.unwrap();
+    client
+        .infer(&"m".parse().unwrap(), None, &sent)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
