@@ -5,6 +5,7 @@
 #   make test    every test: Rust, Python, end to end
 #   make lint    formatting, lints, licences
 #   make bench   the speed of a request against the same model in process
+#   make bench-verify   how long a verdict on evidence takes
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ LIBRARY := libonnxruntime.so.1.28.0
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test lint bench build setup python clean
+.PHONY: demo test lint bench bench-verify build setup python clean
 
 build: setup
 	cargo build --release --locked -p blindai-cli
@@ -47,6 +48,9 @@ bench: build
 	$(MAKE) --no-print-directory python PROFILE=release
 	$(PYTHON) tools/models.py build wav2vec2_hello_world resnet50 mobilenet_v2 minilm_l6_v2_sentence_embedding
 	$(PYTHON) -m tools.bench
+
+bench-verify:
+	cargo bench --locked -p blindai-verify --bench verify
 
 # The Python package, into the virtual environment.
 python:

@@ -121,6 +121,17 @@
 //! pinned and what each means. Unknown keys are refused, all mistakes are reported at once, and a policy that would let code run
 //! that nobody named does not compile.
 //!
+//! # What is malleable
+//! A changed bit in what is signed or bound is refused: header and report, signatures, keys, the
+//! certificates of the platform and of its issuer. A quote still has bytes that can be changed
+//! without an effect, so **the bytes of a quote are no name for it**: never key a cache on them.
+//! These and no others, of SGX and TDX; tests hold the list to every byte:
+//! - All that stands behind the quote. Some platforms pad with zeros.
+//! - Line breaks in the text (PEM) of the certificates.
+//! - The text of the third certificate, Intel's root: the one that is built in is used instead. So
+//!   the lengths around the text may be cut, as long as only that certificate is.
+//! - In versions 4 and 5, the outer type of the certification data, which has but one form.
+//!
 //! # Simulation
 //! Simulated evidence takes the same path and differs in its trust root only, whose private key is
 //! public ([`blindai_core::simulation`]). It protects nothing and is refused as

@@ -1,0 +1,106 @@
+//! What strangers' bytes go through. Each function takes any bytes and must come back; what must
+//! hold of the answer is asserted. `crates/blindai-verify/tests/corpus.rs` runs the kept inputs
+//! through the same functions with an ordinary compiler.
+
+use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral};
+use blindai_verify::{
+    Binding, Policy, appraise_quote, observe, read_certificate, read_foreign_certificate, verify,
+};
+
+/// A quote of SGX or TDX, with collateral that fits real machines of the corpus.
+pub fn quote(data: &[u8]) {
+    let collateral = dcap_collateral();
+    let policy = Policy::dangerous().accept_simulation();
+    // Nothing simulated is in the corpus, so nothing can be accepted.
+    assert!(appraise_quote(data, &collateral, &policy, NOW).is_err());
+    look(data, Some(&collateral));
+    look(data, None);
+}
+
+/// A report of SEV-SNP; a certificate of its signer may follow.
+pub fn report(data: &[u8]) {
+    let (report, signer) = data.split_at(data.len().min(SNP_REPORT_BYTES));
+    let collateral = Collateral::Snp(SnpCollateral {
+        signer: String::from_utf8_lossy(signer).into_owned(),
+        issuer_chain: None,
+        crl: None,
+    });
+    let policy = Policy::accept_nothing();
+    assert!(appraise_quote(report, &collateral, &policy, NOW).is_err());
+    look(report, Some(&collateral));
+}
+
+/// A certificate; else the value of an extension in one.
+pub fn certificate(data: &[u8]) {
+    if let Ok(read) = read_certificate(data) {
+        let _ = read.check_binding();
+    }
+    if let Ok(read) = read_foreign_certificate(data) {
+        let _ = read.check_binding();
+    }
+    for read in [Evidence::from_extension, Evidence::from_cmw] {
+        if let Ok(evidence) = read(data) {
+            let (_, again) = evidence.to_extension();
+            assert!(again.len() <= data.len() + 64);
+        }
+    }
+}
+
+/// An encoded claims map.
+pub fn claims(data: &[u8]) {
+    if let Ok(claims) = Claims::decode(data) {
+        assert_eq!(Claims::decode(&claims.encode()), Ok(claims));
+    }
+}
+
+/// A policy file.
+pub fn policy(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match Policy::from_toml(text) {
+        Ok(policy) => assert!(!policy.accepts_simulation()),
+        Err(error) => assert!(!error.problems().is_empty()),
+    }
+}
+
+/// An evidence document, with whatever collateral it brings.
+pub fn document(data: &[u8]) {
+    let Ok(document) = EvidenceDocument::from_json(data) else {
+        return;
+    };
+    let again = EvidenceDocument::from_json(&document.to_json());
+    assert_eq!(again.as_ref(), Ok(&document));
+    let evidence = document.evidence();
+    look(&evidence.quote, document.collateral.as_ref());
+    let Some(collateral) = &document.collateral else {
+        return;
+    };
+    let binding = Binding {
+        tls_spki_sha256: Some([0; 32]),
+        nonce: None,
+    };
+    let policy = Policy::accept_nothing();
+    assert!(verify(&evidence, collateral, &binding, &policy, NOW).is_err());
+}
+
+/// The policy that is written from an observation must compile, whatever the evidence says.
+fn look(quote: &[u8], collateral: Option<&Collateral>) {
+    let Ok(observation) = observe(quote, collateral, NOW) else {
+        return;
+    };
+    let text = observation.to_policy_toml();
+    let policy = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let _ = policy.differences(&observation);
+    let _ = observation.to_string();
+}
+
+fn dcap_collateral() -> Collateral {
+    let json = include_bytes!("../../testdata/evidence/collateral/tdx_b0c06f_2025-06.json");
+    let collateral: DcapCollateral = serde_json::from_slice(json).expect("kept collateral");
+    collateral.into()
+}
+
+/// A time at which the kept collateral is valid, in seconds since 1970.
+const NOW: u64 = 1_751_600_000;
+const SNP_REPORT_BYTES: usize = 1184;
