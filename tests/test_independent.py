@@ -23,6 +23,7 @@ from verify_it_yourself import Page, failed
 DAY = 24 * 3600
 EVIDENCE = ROOT / "testdata" / "evidence"
 QUOTE_TOOLS = ["check_quote.py", "check_quote.cjs"]
+OURS = "blindai verify"
 # What the page's commands name.
 QUOTE, COLLATERAL = "quote.bin", "collateral.json"
 ROOTS = "crates/blindai-core/src/simulation_"
@@ -157,6 +158,7 @@ def test_the_quote_is_accepted(page: Page, tool: str):
     done = page.run(page.command(tool))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "UpToDate\n"
+    assert not refuses(page, OURS)
 
 
 def kind_of(page: Page) -> str:
@@ -177,7 +179,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("tool", QUOTE_TOOLS)
+@pytest.mark.parametrize("tool", [*QUOTE_TOOLS, OURS])
 @pytest.mark.parametrize("place", PLACES["sgx"])
 def test_a_quote_that_was_tampered_with_is_refused(page: Page, tool: str, place: str):
     quote = (page.folder / QUOTE).read_bytes()
@@ -185,7 +187,7 @@ def test_a_quote_that_was_tampered_with_is_refused(page: Page, tool: str, place:
     assert refuses(page, tool, quote="tampered.bin")
 
 
-@pytest.mark.parametrize("tool", QUOTE_TOOLS)
+@pytest.mark.parametrize("tool", [*QUOTE_TOOLS, OURS])
 @pytest.mark.parametrize("part", ["tcb_info", "tcb_info_signature", "qe_identity_signature"])
 def test_collateral_that_was_tampered_with_is_refused(page: Page, tool: str, part: str):
     tamper_with_collateral(page, part)
@@ -197,6 +199,7 @@ def test_revocation_lists_are_verified_by_one_of_the_two_tools(page: Page, part:
     """As the page says of the other: when that changes, so must the page."""
     tamper_with_collateral(page, part)
     assert refuses(page, "check_quote.py", collateral="tampered.json")
+    assert refuses(page, OURS, collateral="tampered.json")
     assert not refuses(page, "check_quote.cjs", collateral="tampered.json")
 
 
@@ -210,7 +213,7 @@ def tamper_with_collateral(page: Page, part: str) -> None:
     (page.folder / "tampered.json").write_text(json.dumps(collateral))
 
 
-@pytest.mark.parametrize("tool", QUOTE_TOOLS)
+@pytest.mark.parametrize("tool", [*QUOTE_TOOLS, OURS])
 @pytest.mark.parametrize("days", [-365, 365])
 def test_evidence_out_of_its_time_is_refused(page: Page, tool: str, days: int):
     assert refuses(page, tool, at=time.time() + days * DAY)
@@ -224,8 +227,11 @@ def test_the_simulation_does_not_lead_to_intel(page: Page, tool: str):
 def refuses(page: Page, tool: str, at: float | None = None, **files: str) -> bool:
     """Whether a tool refuses with a reason."""
     done = follow(page, tool, at, **files)
-    assert (done.returncode, done.stdout) in [(0, "UpToDate\n"), (1, "")], done
-    assert "Error" in done.stderr or done.returncode == 0, done
+    if tool == OURS:
+        assert done.stdout.count("rejected") == done.returncode, done
+    else:
+        assert (done.returncode, done.stdout) in [(0, "UpToDate\n"), (1, "")], done
+        assert "Error" in done.stderr or done.returncode == 0, done
     return done.returncode == 1
 
 
@@ -235,7 +241,9 @@ def follow(page: Page, tool: str, at: float | None = None, **files: str):
     for name, used in files.items():
         assert SHOWN[name] in command
         command = command.replace(SHOWN[name], used)
-    return page.run(command if at is None else f"{command} {at:.0f}")
+    if at is not None:
+        command += f" --at {at:.0f}" if tool == OURS else f" {at:.0f}"
+    return page.run(command)
 
 
 @pytest.mark.parametrize("tool", QUOTE_TOOLS)
@@ -282,6 +290,7 @@ def guest(tmp_path_factory) -> Iterator[Page]:
 
 def test_the_report_is_accepted(guest: Page):
     assert failed(guest.run(guest.command("check_report.py"))) == set()
+    assert not refuses(guest, OURS)
 
 
 @pytest.mark.parametrize(
@@ -303,12 +312,14 @@ def test_a_report_that_was_tampered_with_is_refused(
     (guest.folder / "tampered.bin").write_bytes(flip(report, at, bit))
     done = follow(guest, "check_report.py", quote="tampered.bin")
     assert failed(done) == {SIGNATURE, *checks}
+    assert refuses(guest, OURS, quote="tampered.bin")
 
 
 @pytest.mark.parametrize("years", [-30, 30])
 def test_a_report_out_of_its_time_is_refused(guest: Page, years: int):
     at = time.time() + years * 365 * DAY
     assert failed(follow(guest, "check_report.py", at)) == {DATES}
+    assert refuses(guest, OURS, at)
 
 
 def as_der(path: Path) -> bytes:
