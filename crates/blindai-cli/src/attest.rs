@@ -1,5 +1,6 @@
 //! `blindai attest`
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::connection::Trust;
+use crate::ear::EarArguments;
 use crate::output;
 
 #[derive(Args)]
@@ -28,6 +30,8 @@ pub struct Arguments {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ear: EarArguments,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -36,11 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match attest(arguments, server) {
         Ok((document, report)) => {
             arguments.keep(Some(&document))?;
-            if arguments.json {
-                print_json(report.to_json());
-            } else {
-                output::print(&report);
-            }
+            arguments.show(report.to_json(), &report)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => refused(arguments, error),
@@ -58,14 +58,11 @@ fn refused(arguments: &Arguments, error: anyhow::Error) -> Result<ExitCode> {
         return Err(error);
     };
     arguments.keep(refused.evidence())?;
-    if arguments.json {
-        print_json(match refused.evidence() {
-            Some(document) => rejected(rejection, document),
-            None => rejection.to_json(),
-        });
-    } else {
-        output::print(rejection.table());
-    }
+    let json = match refused.evidence() {
+        Some(document) => rejected(rejection, document),
+        None => rejection.to_json(),
+    };
+    arguments.show(json, &rejection.table())?;
     Ok(output::failure(&error))
 }
 
@@ -79,12 +76,17 @@ fn rejected(rejection: &Rejection, document: &EvidenceDocument) -> Value {
     )
 }
 
-fn print_json(mut json: Value) {
-    json["subject"] = "connection".into();
-    output::print_json(&json);
-}
-
 impl Arguments {
+    fn show(&self, mut json: Value, text: &dyn fmt::Display) -> Result<()> {
+        json["subject"] = "connection".into();
+        self.ear.write(&json, self.trust.policy_id()?)?;
+        match self.json {
+            true => output::print_json(&json),
+            false => output::print(text),
+        }
+        Ok(())
+    }
+
     fn keep(&self, document: Option<&EvidenceDocument>) -> Result<()> {
         match (&self.save, document) {
             (Some(path), Some(document)) => std::fs::write(path, document.to_json())

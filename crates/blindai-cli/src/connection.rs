@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
-use blindai_client::{ClientError, ConnectOptions, Policy};
+use blindai_client::{ClientError, ConnectOptions, Digest, Policy};
 use clap::Args;
 
 use crate::file;
@@ -21,10 +21,10 @@ pub struct Connection {
 /// What a server must prove.
 #[derive(Args)]
 pub struct Trust {
-    /// Accept a simulated server, which protects nothing.
+    /// Accept what is simulated, which protects nothing.
     #[arg(long)]
     simulation: bool,
-    /// The appraisal policy that the server must satisfy.
+    /// The appraisal policy that must be satisfied.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 }
@@ -69,6 +69,16 @@ impl Trust {
             None if self.simulation => Ok(Some(Policy::dangerous().accept_simulation())),
             None => Ok(None),
         }
+    }
+
+    /// The digest of the policy file, by which others can know it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn policy_id(&self) -> Result<Option<String>> {
+        let text = |path| file::read(path, POLICY_BYTES);
+        let text = self.policy.as_deref().map(text).transpose()?;
+        Ok(text.map(|text| Digest::of(&text).to_string()))
     }
 }
 

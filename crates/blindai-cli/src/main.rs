@@ -4,6 +4,7 @@
 mod attest;
 mod collateral;
 mod connection;
+mod ear;
 mod file;
 mod infer;
 mod launch;

@@ -1,8 +1,9 @@
 //! What commands print: tables for people, JSON for machines.
 
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
-use blindai_client::{ClientError, ErrorKind};
+use blindai_client::{ClientError, ErrorKind as Class};
 use blindai_core::{Collateral, Evidence, ModelInfo, Signature, Tee, TensorSpec};
 use blindai_verify::Rejection;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -15,15 +16,20 @@ const EXIT_FAILURE: u8 = 2;
 pub const EXIT_REFUSED: u8 = 1;
 
 /// Prints JSON for machines.
-#[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub fn print_json(value: &Value) {
-    println!("{value:#}");
+    print(format_args!("{value:#}"));
 }
 
 /// Prints text for people.
-#[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub fn print(text: impl std::fmt::Display) {
-    println!("{text}");
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever reads may stop: the exit code is the verdict all the same.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("blindai: the answer cannot be written: {error}");
+            std::process::exit(EXIT_FAILURE.into());
+        }
+        _ => {}
+    }
 }
 
 /// Prints an error in one line, and gives the exit code it has.
@@ -31,7 +37,7 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
     eprintln!("blindai: {error:#}");
     let kind = error.downcast_ref::<ClientError>().map(ClientError::kind);
     ExitCode::from(match kind {
-        Some(ErrorKind::Attestation | ErrorKind::Server(_)) => EXIT_REFUSED,
+        Some(Class::Attestation | Class::Server(_)) => EXIT_REFUSED,
         _ => EXIT_FAILURE,
     })
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::collateral::CollateralArguments;
 use crate::connection::Trust;
+use crate::ear::EarArguments;
 use crate::output;
 use crate::subject::Subject;
 use crate::time::Time;
@@ -34,6 +35,8 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    ear: EarArguments,
+    #[command(flatten)]
     collateral: CollateralArguments,
 }
 
@@ -49,8 +52,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let collateral = arguments.collateral.read(&subject)?;
     let now = arguments.time.seconds();
     let verdict = judge(&subject, &collateral, arguments.nonce, &policy, now)?;
+    let json = verdict.json(&subject, &collateral, now);
+    arguments.ear.write(&json, arguments.trust.policy_id()?)?;
     if arguments.json {
-        output::print_json(&verdict.json(&subject, &collateral, now));
+        output::print_json(&json);
     } else {
         let (file, taken_for) = (arguments.file.display(), subject.taken_for());
         output::print(format!("{file}: {taken_for}\n{verdict}"));

@@ -288,6 +288,37 @@ fn a_person_gets_a_table() {
     );
 }
 
+#[test]
+fn a_reader_that_stops_changes_no_verdict() {
+    let quote = "tdx/dcapqvl_v4_b0c06f.quote";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.toml");
+    fs::write(&file, policy(&self::file(quote))).unwrap();
+    let verify = |at: &str, to: std::process::Stdio| {
+        let mut command = blindai();
+        command
+            .arg("verify")
+            .arg(evidence(quote))
+            .arg("--policy")
+            .arg(&file);
+        let collateral = path("collateral/tdx_b0c06f_2025-06.json");
+        command.args(["--collateral", &collateral, "--at", at]);
+        command.stdout(to).output().unwrap().status.code()
+    };
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer.into()
+    };
+    assert_eq!(verify("1751600000", closed()), Some(0));
+    assert_eq!(verify("1753500000", closed()), Some(1));
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    assert_eq!(verify("1751600000", full.into()), Some(2));
+}
+
 /// Exit code, standard output, standard error.
 struct Verdict {
     code: i32,
