@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde_json::Value;
 
 struct Server {
@@ -183,7 +186,16 @@ fn a_simulated_server_is_refused_unless_asked_for_by_name() {
 
 #[test]
 fn kept_evidence_gives_the_same_verdict_without_the_server() {
-    let server = Server::start("sgx");
+    keeps_its_verdict("sgx", "mrenclave");
+}
+
+#[test]
+fn kept_reports_of_guests_give_the_same_verdict_without_the_server() {
+    keeps_its_verdict("sev-snp", "measurement");
+}
+
+fn keeps_its_verdict(tee: &str, measurement: &str) {
+    let server = Server::start(tee);
     let trusted = server.json(&["attest", "--save", "evidence.json"]);
     assert_eq!(trusted["subject"], "connection");
     fs::write(server.folder.path().join("policy.toml"), POLICY).unwrap();
@@ -197,8 +209,8 @@ fn kept_evidence_gives_the_same_verdict_without_the_server() {
     let rejected = server.run(&[&attest[..], &["--save", "rejected.json"]].concat());
     let rejected: Value = serde_json::from_slice(&rejected.stdout).unwrap();
     assert_eq!(
-        rejected["measurements"]["mrenclave"],
-        trusted["measurements"]["mrenclave"]
+        rejected["measurements"][measurement],
+        trusted["measurements"][measurement]
     );
 
     let folder = server.folder.path().to_owned();
@@ -234,6 +246,36 @@ fn kept_evidence_gives_the_same_verdict_without_the_server() {
         &other,
     ];
     assert_eq!(verify(&nonce).1["code"], "nonce-mismatch");
+
+    let policy = ["policy", "init", "--from", "evidence.json", "--at", &at];
+    let policy = server.run(&policy);
+    let warning = String::from_utf8_lossy(&policy.stderr);
+    assert!(warning.contains("SIMULATED"), "{warning}");
+    fs::write(folder.join("own.toml"), &policy.stdout).unwrap();
+    let own = ["evidence.json", "--policy", "own.toml", "--at", &at];
+    assert_eq!(verify(&own).1["code"], "trust-root-simulation");
+    let (code, pinned) = verify(&[&own[..], &["--simulation"]].concat());
+    assert_eq!(code, 0, "{pinned}");
+
+    let key = signature_key();
+    fs::write(folder.join("key.pem"), key).unwrap();
+    let attested = server.json(&["attest", "--ear", "ear.jwt", "--ear-key", "key.pem"]);
+    let token = fs::read_to_string(folder.join("ear.jwt")).unwrap();
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap());
+    let claims: Value = serde_json::from_slice(&claims.unwrap()).unwrap();
+    // Accepted by name here, and nobody who reads the token will take it for hardware.
+    assert_eq!(claims["ear_status"], "contraindicated");
+    assert_eq!(claims["exp"], attested["valid_until"]);
+    let nonce = claims["submods"][tee]["eat_nonce"].as_str().unwrap();
+    let nonce = BASE64_URL_SAFE_NO_PAD.decode(nonce).unwrap();
+    let digits: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(attested["claims"]["nonce"], digits);
+}
+
+fn signature_key() -> String {
+    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+    let der = EcdsaKeyPair::generate_pkcs8(algorithm, &SystemRandom::new()).unwrap();
+    pem::encode(&pem::Pem::new("PRIVATE KEY", der.as_ref()))
 }
 
 /// Another program than the server.
