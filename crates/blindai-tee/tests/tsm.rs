@@ -11,7 +11,7 @@ use blindai_tee::{
     Attester, Measurement, Simulation, SimulationOptions, TeeError, TeeErrorKind, Tsm,
 };
 use emulator::files::Mounted;
-use emulator::tsm::{self, Fault};
+use emulator::tsm::{self, ARK, ASK, Fault, VCEK, VLEK, certificate_table, host_table};
 
 #[test]
 fn a_trust_domain_is_recognised_by_its_provider() {
@@ -120,18 +120,7 @@ fn a_kernel_without_a_guest_driver_is_unsupported() {
 fn a_guest_hands_over_the_certificates_that_its_host_gave() {
     let platform = guest_platform();
     let expected = snp(&platform);
-    let (chip, issuers) = (
-        der(&expected.signer),
-        expected.issuer_chain.as_deref().unwrap(),
-    );
-    let issuers = pem::parse_many(issuers).unwrap();
-    let table = table(&[
-        (VCEK, &chip),
-        (ASK, issuers[0].contents()),
-        // Hosts load PEM, too.
-        (ARK, pem::encode(&issuers[1]).as_bytes()),
-        (CRL, expected.crl.as_deref().unwrap()),
-    ]);
+    let table = host_table(&expected);
     let kernel = tsm::Tsm::mount_with(platform, table);
     let attester = Tsm::at(kernel.path()).unwrap();
     assert_eq!(attester.tee(), Tee::SevSnp);
@@ -148,11 +137,14 @@ fn a_host_may_give_no_certificates_or_only_some() {
     let chip = der(&snp(&platform).signer);
     for (auxblob, expected) in [
         (Vec::new(), None),
-        (table(&[]), None),
-        (table(&[(ASK, &chip), (ARK, &chip)]), None),
+        (certificate_table(&[]), None),
+        (certificate_table(&[(ASK, &chip), (ARK, &chip)]), None),
         // The report is signed by the chip's key, not by the provider's.
-        (table(&[(VLEK, &chip)]), None),
-        (table(&[(VCEK, &chip), (ARK, &chip)]), Some(&chip)),
+        (certificate_table(&[(VLEK, &chip)]), None),
+        (
+            certificate_table(&[(VCEK, &chip), (ARK, &chip)]),
+            Some(&chip),
+        ),
     ] {
         let kernel = tsm::Tsm::mount_with(guest_platform(), auxblob);
         let attester = Tsm::at(kernel.path()).unwrap();
@@ -169,7 +161,7 @@ fn a_host_may_give_no_certificates_or_only_some() {
 #[test]
 fn a_malformed_certificate_table_is_told_and_no_report_is_lost() {
     let certificate = [0x30, 0];
-    let good = table(&[(VCEK, &certificate)]);
+    let good = certificate_table(&[(VCEK, &certificate)]);
     let with = |place: usize, value: u32| {
         let mut table = good.clone();
         table[place..place + 4].copy_from_slice(&value.to_le_bytes());
@@ -185,8 +177,8 @@ fn a_malformed_certificate_table_is_told_and_no_report_is_lost() {
         with(20, 3),
         with(20, u32::MAX),
         with(20, 0),
-        table(&[(VCEK, &certificate), (VCEK, &certificate)]),
-        table(&[(VCEK, b"-----BEGIN NOTHING")]),
+        certificate_table(&[(VCEK, &certificate), (VCEK, &certificate)]),
+        certificate_table(&[(VCEK, b"-----BEGIN NOTHING")]),
     ] {
         let kernel = tsm::Tsm::mount_with(guest_platform(), table);
         let attester = Tsm::at(kernel.path()).unwrap();
@@ -269,25 +261,3 @@ fn snp(platform: &Simulation) -> SnpCollateral {
 fn der(pem: &str) -> Vec<u8> {
     pem::parse(pem).unwrap().into_contents()
 }
-
-/// A certificate table as hosts write it (`snphost import`).
-fn table(contents: &[([u8; 16], &[u8])]) -> Vec<u8> {
-    let mut offset = 24 * (contents.len() + 1);
-    let mut table = Vec::new();
-    for (guid, content) in contents {
-        table.extend_from_slice(guid);
-        table.extend_from_slice(&(offset as u32).to_le_bytes());
-        table.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        offset += content.len();
-    }
-    table.extend_from_slice(&[0; 24]);
-    table.extend(contents.iter().flat_map(|(_, content)| *content));
-    table
-}
-
-/// As in AMD's GHCB specification, in the order in which the text is written.
-const VCEK: [u8; 16] = 0x63da758d_e664_4564_adc5_f4b93be8accd_u128.to_be_bytes();
-const VLEK: [u8; 16] = 0xa8074bc2_a25a_483e_aae6_39c045a0b8a1_u128.to_be_bytes();
-const ASK: [u8; 16] = 0x4ab7b379_bbac_4fe4_a02f_05aef327c782_u128.to_be_bytes();
-const ARK: [u8; 16] = 0xc0b406a4_a803_4952_9743_3fb6014cd0ae_u128.to_be_bytes();
-const CRL: [u8; 16] = 0x92f81bc3_5811_4d3d_97ff_d19f88dc67ea_u128.to_be_bytes();

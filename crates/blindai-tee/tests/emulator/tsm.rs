@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use blindai_core::Tee;
+use blindai_core::{SnpCollateral, Tee};
 use blindai_tee::{Attester as _, Simulation};
 use fuser::{Errno, FileType};
 
@@ -223,6 +223,43 @@ impl Tree for Tsm {
         removed.map(drop).ok_or(Errno::ENOENT)
     }
 }
+
+/// What a host that was given these certificates hands over (`snphost import`).
+pub fn host_table(collateral: &SnpCollateral) -> Vec<u8> {
+    let issuers = collateral.issuer_chain.as_deref().unwrap();
+    let [ask, ark] = &pem::parse_many(issuers).unwrap()[..] else {
+        panic!("an intermediate and a root");
+    };
+    certificate_table(&[
+        (VCEK, pem::parse(&collateral.signer).unwrap().contents()),
+        (ASK, ask.contents()),
+        // Hosts load PEM, too.
+        (ARK, pem::encode(ark).as_bytes()),
+        (CRL, collateral.crl.as_deref().unwrap()),
+    ])
+}
+
+/// A certificate table as in AMD's GHCB specification.
+pub fn certificate_table(contents: &[([u8; 16], &[u8])]) -> Vec<u8> {
+    let mut offset = 24 * (contents.len() + 1);
+    let mut table = Vec::new();
+    for (guid, content) in contents {
+        table.extend_from_slice(guid);
+        table.extend_from_slice(&(offset as u32).to_le_bytes());
+        table.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        offset += content.len();
+    }
+    table.extend_from_slice(&[0; 24]);
+    table.extend(contents.iter().flat_map(|(_, content)| *content));
+    table
+}
+
+// In the order in which their text is written.
+pub const VCEK: [u8; 16] = 0x63da758d_e664_4564_adc5_f4b93be8accd_u128.to_be_bytes();
+pub const VLEK: [u8; 16] = 0xa8074bc2_a25a_483e_aae6_39c045a0b8a1_u128.to_be_bytes();
+pub const ASK: [u8; 16] = 0x4ab7b379_bbac_4fe4_a02f_05aef327c782_u128.to_be_bytes();
+pub const ARK: [u8; 16] = 0xc0b406a4_a803_4952_9743_3fb6014cd0ae_u128.to_be_bytes();
+pub const CRL: [u8; 16] = 0x92f81bc3_5811_4d3d_97ff_d19f88dc67ea_u128.to_be_bytes();
 
 /// The least privilege that a guest under a paravisor may name.
 const FLOOR: u32 = 2;

@@ -1,0 +1,150 @@
+//! The whole path: a device of the kernel, emulated; a server on it, which finds it where it is on
+//! hardware; a client that verifies. The paths are real because the server gets a mount namespace of
+//! its own, in which the emulation lies there.
+
+#[path = "../../blindai-tee/tests/emulator/mod.rs"]
+mod emulator;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use blindai_core::Collateral;
+use blindai_tee::{Attester as _, Measurement, Simulation, SimulationOptions};
+use emulator::tsm;
+use serde_json::Value;
+
+#[test]
+fn a_guest_is_verified_with_the_certificates_of_its_host() {
+    let platform = platform(Measurement::Launch([0xef; 48]));
+    let Some(Collateral::Snp(collateral)) = platform.collateral().unwrap() else {
+        panic!("the collateral of SEV-SNP");
+    };
+    let guest = tsm::Tsm::mount_with(platform, tsm::host_table(&collateral));
+    let server = Server::start(GUEST, guest.path(), "tsm");
+    let answer = server.trusted();
+    assert_eq!(answer["tee"], "sev-snp");
+    assert_eq!(answer["measurements"]["measurement"], "ef".repeat(48));
+    guest.tree.set(tsm::Fault::EmptyOutblob);
+    server.gives_no_evidence();
+    assert_eq!(guest.tree.entries_left(), 0);
+}
+
+#[test]
+fn a_tee_that_was_named_is_not_replaced_by_another() {
+    let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
+    let (child, folder) = spawn(GUEST, guest.path(), "gramine");
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    assert!(text.contains("/dev/attestation/attestation_type"), "{text}");
+    assert!(text.contains("run the server under gramine-sgx"), "{text}");
+    drop(folder);
+}
+
+struct Server {
+    child: Child,
+    /// Kept open: a server that cannot write its log ends.
+    _log: BufReader<ChildStderr>,
+    address: String,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(namespace: &str, device: &Path, provider: &str) -> Self {
+        let (mut child, folder) = spawn(namespace, device, provider);
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let address = attested_address(&mut log);
+        Self {
+            child,
+            _log: log,
+            address,
+            folder,
+        }
+    }
+
+    fn attest(&self) -> (Option<i32>, Vec<u8>, String) {
+        let output = Command::new(BLINDAI)
+            .args(["attest", &self.address, "--simulation", "--json"])
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), output.stdout, text)
+    }
+
+    fn trusted(&self) -> Value {
+        let (code, answer, text) = self.attest();
+        assert_eq!(code, Some(0), "{text}");
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["verdict"], "trusted", "{text}");
+        answer
+    }
+
+    fn gives_no_evidence(&self) {
+        let (code, _, text) = self.attest();
+        assert_ne!(code, Some(0), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the server where `namespace` puts the device.
+fn spawn(namespace: &str, device: &Path, provider: &str) -> (Child, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[listen]\nattested = '127.0.0.1:0'\npublic = '127.0.0.1:0'\n\
+         [engine]\nonnxruntime = '{}'\n[tee]\nprovider = '{provider}'\n",
+        library().display()
+    );
+    fs::write(folder.path().join("blindai.toml"), config).unwrap();
+    let child = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-ec", namespace])
+        .arg(device)
+        .args([BLINDAI, "serve", "--config", "blindai.toml"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    (child, folder)
+}
+
+/// What the server says when it is ready: `attested port  127.0.0.1:50051  all data and models`.
+fn attested_address(log: &mut BufReader<ChildStderr>) -> String {
+    let mut seen = String::new();
+    while log.read_line(&mut seen).unwrap() > 0 {
+        let line = seen.lines().last().unwrap();
+        if let Some(rest) = line.trim().strip_prefix("attested port") {
+            return rest.split_whitespace().next().unwrap().to_owned();
+        }
+    }
+    let _ = log.read_to_string(&mut seen);
+    panic!("the server did not start: {seen}");
+}
+
+fn platform(measurement: Measurement) -> Simulation {
+    Simulation::new(SimulationOptions::new(measurement)).unwrap()
+}
+
+fn library() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let pinned = root.join(".cache/onnxruntime/libonnxruntime.so.1.28.0");
+    std::env::var_os("BLINDAI_ONNXRUNTIME").map_or(pinned, PathBuf::from)
+}
+
+const BLINDAI: &str = env!("CARGO_BIN_EXE_blindai");
+
+/// A guest: its kernel's configfs holds the device ($0).
+const GUEST: &str = "\
+    mount -t tmpfs none /sys/kernel
+    mkdir -p /sys/kernel/config/tsm/report
+    mount --bind \"$0\" /sys/kernel/config/tsm/report
+    exec \"$@\"";
