@@ -250,6 +250,10 @@ fn chains_of_others_are_refused() {
     assert_code(with_chain(ark.clone()), Code::ChainInvalid);
     assert_code(with_chain(ask.clone() + &genoa_ark), Code::TrustRootUnknown);
     assert_code(with_chain(ask.repeat(5)), Code::CollateralMalformed);
+    // The issuer's own key and name, not signed by the root.
+    let mut unsigned = pem::parse(&ask).unwrap().into_contents();
+    *unsigned.last_mut().unwrap() ^= 1;
+    assert_code(with_chain(to_pem(unsigned)), Code::TrustRootUnknown);
     assert_code(with_chain(String::new()), Code::CollateralMalformed);
     assert_code(with_chain("x".repeat(1 << 20)), Code::CollateralMalformed);
 }
