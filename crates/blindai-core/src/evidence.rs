@@ -165,6 +165,9 @@ pub struct EvidenceDocument {
     /// What the server stapled; a verifier may use its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collateral: Option<Collateral>,
+    /// How the server says that this collateral stands. Documents of the first servers lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collateral_status: Option<CollateralStatus>,
     /// How the document came, in the words of whoever kept it. A server leaves it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
@@ -185,6 +188,46 @@ pub struct Seen {
     pub tls_spki_sha256: [u8; 32],
 }
 
+/// What a server says of the collateral it stapled, so that nobody has to guess why it is refused.
+/// Nothing proves it: what the collateral is worth, only its verification tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollateralStatus {
+    pub state: CollateralState,
+    /// When it was fetched, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_at: Option<u64>,
+    /// From when on it no longer holds, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    /// The code of what went wrong when the server last looked for newer, if something did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// How stapled collateral stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CollateralState {
+    /// It holds.
+    Fresh,
+    /// It has ended, or not begun.
+    Stale,
+    /// There is none.
+    None,
+}
+
+impl CollateralState {
+    /// The name in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::None => "none",
+        }
+    }
+}
+
 impl EvidenceDocument {
     /// A document of this evidence.
     pub fn new(tee: Tee, evidence: Evidence, collateral: Option<Collateral>) -> Self {
@@ -195,6 +238,7 @@ impl EvidenceDocument {
             claims: evidence.claims,
             collateral,
             seen: None,
+            collateral_status: None,
         }
     }
 
@@ -416,11 +460,21 @@ mod tests {
     #[test]
     fn the_document_round_trips_and_refuses_other_versions() {
         let mut document = EvidenceDocument::new(Tee::Sgx, evidence(), None);
+        // As the first servers wrote it.
+        let json = document.to_json();
+        assert_eq!(EvidenceDocument::from_json(&json), Ok(document.clone()));
+
         assert!(!String::from_utf8_lossy(&document.to_json()).contains("seen"));
         document.seen = Some(Seen {
             at: 7,
             nonce: [1; 32],
             tls_spki_sha256: [2; 32],
+        });
+        document.collateral_status = Some(CollateralStatus {
+            state: CollateralState::Stale,
+            fetched_at: None,
+            expires_at: Some(7),
+            problem: Some("collateral-unreachable".to_owned()),
         });
         let json = document.to_json();
         assert_eq!(EvidenceDocument::from_json(&json), Ok(document));

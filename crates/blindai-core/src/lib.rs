@@ -26,8 +26,8 @@ pub use claims::{Claims, ClaimsError, Nonce, ReportData};
 pub use digest::Digest;
 pub use error::{Code, Error, ErrorBody, Kind, Result};
 pub use evidence::{
-    CMW_OID, Collateral, DcapCollateral, Evidence, EvidenceDocument, EvidenceError, RA_TLS_OID,
-    Seen, SnpCollateral, Tee,
+    CMW_OID, Collateral, CollateralState, CollateralStatus, DcapCollateral, Evidence,
+    EvidenceDocument, EvidenceError, RA_TLS_OID, Seen, SnpCollateral, Tee,
 };
 pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blindai_collateral::{CollateralError, Source};
 use blindai_core::{Digest, Tee};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,7 @@ pub struct Config {
     pub listen: Listen,
     pub tls: Tls,
     pub tee: TeeConfig,
+    pub collateral: CollateralConfig,
     pub engine: EngineConfig,
     pub limits: Limits,
     pub log: Log,
@@ -74,6 +76,35 @@ pub enum Provider {
     Gramine,
     /// A TDX or SEV-SNP guest, through Linux's configfs-tsm.
     Tsm,
+}
+
+/// `[collateral]`: where that comes from which clients need beside the evidence, unless the platform
+/// supplies it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CollateralConfig {
+    /// `vendor` (Intel's or AMD's service), the URL of a PCCS or of a mirror of AMD's KDS, a file, a
+    /// folder, or `none`. Default `vendor`.
+    pub source: String,
+    /// A PEM file of authorities that may have signed the service's certificate, beside the public
+    /// ones. Default none.
+    pub authorities: Option<PathBuf>,
+    /// How often to look for newer, in seconds; more often when it ends sooner. Default 21600.
+    pub refresh_seconds: u64,
+    /// How long one look may take, in seconds. Default 30.
+    pub timeout_seconds: u64,
+}
+
+impl CollateralConfig {
+    /// The source, read; `None` for `none`.
+    ///
+    /// # Errors
+    /// When it is no source.
+    pub fn source(&self) -> Result<Option<Source>, CollateralError> {
+        match self.source.as_str() {
+            "none" => Ok(None),
+            source => Source::parse(source).map(Some),
+        }
+    }
 }
 
 /// `[engine]`: what runs the models.
@@ -185,6 +216,12 @@ impl Config {
                 simulation: s.optional("simulation"),
                 evidence_seconds: s.within("evidence_seconds", 3600, 2..=YEAR),
             }),
+            collateral: root.section("collateral", |s| CollateralConfig {
+                source: s.get("source", "vendor".to_owned()),
+                authorities: s.optional("authorities"),
+                refresh_seconds: s.within("refresh_seconds", 21600, 1..=YEAR),
+                timeout_seconds: s.within("timeout_seconds", 30, 1..=YEAR),
+            }),
             engine: root.section("engine", |s| EngineConfig {
                 onnxruntime: s.optional("onnxruntime"),
                 threads: s.within("threads", 0, 0..=COUNT),
@@ -205,6 +242,9 @@ impl Config {
         }
         if self.limits.body_bytes > self.limits.inflight_bytes {
             errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
+        }
+        if let Err(error) = self.collateral.source() {
+            errors.push(format!("collateral.source: {}", error.fact()));
         }
         if self.listen.attested == self.listen.public && self.listen.public.port() != 0 {
             errors.push("listen.attested and listen.public are the same address".to_owned());
@@ -434,6 +474,7 @@ mod tests {
     fn contradictions_are_refused() {
         for text in [
             "[limits]\nmodel_bytes = 9000000000000",
+            "[collateral]\nsource = 'ftp://x'",
             "[listen]\nattested = '127.0.0.1:1'\npublic = '127.0.0.1:1'",
         ] {
             assert!(Config::from_toml(text).is_err(), "{text}");

@@ -4,13 +4,14 @@
 //! claims, the claims hold the keys: what a client talks to is what the hardware vouches for.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use blindai_core::{
-    Claims, Code, Digest, Error, Evidence, EvidenceDocument, Nonce, ReportData, Result,
+    Claims, Code, CollateralState, Digest, Error, Evidence, EvidenceDocument, Nonce, ReportData,
+    Result,
 };
 use blindai_tee::Attester;
 use rcgen::{
@@ -20,6 +21,8 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::collateral::{Stapling, unix_seconds};
 
 /// Clocks of client and server may differ by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -84,12 +87,13 @@ pub struct Identity {
     config_digest: Digest,
     validity: Duration,
     current: ArcSwap<Current>,
+    stapling: Stapling,
 }
 
 /// The evidence in use until it is renewed.
 struct Current {
     certificate: Arc<CertifiedKey>,
-    document: Arc<[u8]>,
+    evidence: Evidence,
 }
 
 impl Identity {
@@ -101,6 +105,7 @@ impl Identity {
         attester: Box<dyn Attester>,
         config_digest: Digest,
         validity: Duration,
+        stapling: Stapling,
     ) -> Result<Self> {
         let keys = Keyset::draw()?;
         let current = attest(&keys, attester.as_ref(), config_digest, validity)?;
@@ -110,6 +115,7 @@ impl Identity {
             config_digest,
             validity,
             current: ArcSwap::from_pointee(current),
+            stapling,
         })
     }
 
@@ -121,9 +127,10 @@ impl Identity {
         self: &Arc<Self>,
         nonce: Option<Nonce>,
         share: &Share,
-    ) -> Result<Arc<[u8]>> {
+    ) -> Result<Vec<u8>> {
         let Some(nonce) = nonce else {
-            return Ok(self.current.load().document.clone());
+            let evidence = self.current.load().evidence.clone();
+            return Ok(self.with_collateral(evidence));
         };
         let permit = share.turn().await?;
         let identity = self.clone();
@@ -137,13 +144,38 @@ impl Identity {
                 identity.validity,
                 Some(nonce),
             );
-            document(identity.attester.as_ref(), &claims)
+            let evidence = quote(identity.attester.as_ref(), &claims)?;
+            Ok(identity.with_collateral(evidence))
         });
-        Ok(quoting.await.map_err(internal)??.1)
+        quoting.await.map_err(internal)?
     }
 
-    /// Renews the evidence at half of its validity, for as long as the server runs.
+    /// How the collateral beside the evidence stands.
+    pub fn collateral_state(&self) -> CollateralState {
+        self.stapling.staple(unix_now()).1.state
+    }
+
+    /// Renews the evidence at half of its validity, and refreshes the collateral, for as long as the
+    /// server runs. Neither waits for the other.
     pub async fn keep_fresh(self: Arc<Self>) {
+        tokio::join!(self.keep_evidence(), self.keep_collateral());
+    }
+
+    /// Looks for newer collateral, once.
+    pub async fn refresh_collateral(self: &Arc<Self>) {
+        let quote = self.current.load().evidence.quote.clone();
+        let identity = self.clone();
+        // It may come from a device.
+        let supplied = tokio::task::spawn_blocking(move || identity.attester.collateral()).await;
+        let supplied = supplied.map_err(internal).and_then(|s| s.map_err(internal));
+        let supplied = supplied.unwrap_or_else(|error| {
+            tracing::error!(fact = error.fact(), "the platform gives no collateral");
+            None
+        });
+        self.stapling.refresh(&quote, supplied, unix_now()).await;
+    }
+
+    async fn keep_evidence(self: &Arc<Self>) {
         loop {
             tokio::time::sleep(self.validity / 2).await;
             let identity = self.clone();
@@ -154,6 +186,20 @@ impl Identity {
                 Err(_) => tracing::error!("renewing the evidence panicked"),
             }
         }
+    }
+
+    async fn keep_collateral(self: &Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.stapling.pause(unix_now())).await;
+            self.refresh_collateral().await;
+        }
+    }
+
+    fn with_collateral(&self, evidence: Evidence) -> Vec<u8> {
+        let (collateral, status) = self.stapling.staple(unix_now());
+        let mut document = EvidenceDocument::new(self.attester.tee(), evidence, collateral);
+        document.collateral_status = Some(status);
+        document.to_json()
     }
 
     fn renew(&self) -> Result<()> {
@@ -187,10 +233,10 @@ fn attest(
     validity: Duration,
 ) -> Result<Current> {
     let claims = make_claims(keys, config_digest, validity, None);
-    let (evidence, document) = document(attester, &claims)?;
+    let evidence = quote(attester, &claims)?;
     Ok(Current {
         certificate: Arc::new(certificate(&keys.tls, &evidence, validity)?),
-        document,
+        evidence,
     })
 }
 
@@ -214,15 +260,11 @@ fn make_claims(
     }
 }
 
-fn document(attester: &dyn Attester, claims: &Claims) -> Result<(Evidence, Arc<[u8]>)> {
+fn quote(attester: &dyn Attester, claims: &Claims) -> Result<Evidence> {
     let claims = claims.encode();
-    let quote = attester
-        .quote(&ReportData::of_claims(&claims))
-        .map_err(internal)?;
-    let collateral = attester.collateral().map_err(internal)?;
-    let evidence = Evidence { quote, claims };
-    let document = EvidenceDocument::new(attester.tee(), evidence.clone(), collateral);
-    Ok((evidence, document.to_json().into()))
+    let report_data = ReportData::of_claims(&claims);
+    let quote = attester.quote(&report_data).map_err(internal)?;
+    Ok(Evidence { quote, claims })
 }
 
 fn certificate(key: &KeyPair, evidence: &Evidence, validity: Duration) -> Result<CertifiedKey> {
@@ -248,9 +290,8 @@ pub fn certified_key(params: CertificateParams, key: &KeyPair) -> Result<Certifi
         .map_err(internal)
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |age| age.as_secs())
+fn unix_now() -> u64 {
+    unix_seconds(SystemTime::now())
 }
 
 fn no_key() -> Error {

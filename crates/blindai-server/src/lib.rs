@@ -9,6 +9,7 @@
 
 pub mod api;
 mod budget;
+mod collateral;
 pub mod config;
 mod http;
 mod identity;

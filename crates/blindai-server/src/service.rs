@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blindai_core::oip::{InferRequest, InferResponse};
-use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result};
+use blindai_core::{
+    Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
+};
 use blindai_engine::{Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -225,8 +227,13 @@ impl Service {
     ///
     /// # Errors
     /// [`Code::TooManyRequests`], and when the platform gives no quote.
-    pub async fn attest(&self, nonce: Option<Nonce>, share: &Share) -> Result<Arc<[u8]>> {
+    pub async fn attest(&self, nonce: Option<Nonce>, share: &Share) -> Result<Vec<u8>> {
         self.identity.document(nonce, share).await
+    }
+
+    /// How the collateral beside the evidence stands.
+    pub fn collateral_state(&self) -> CollateralState {
+        self.identity.collateral_state()
     }
 
     /// Lets go of all models, and so of their workers.

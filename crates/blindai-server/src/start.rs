@@ -14,6 +14,7 @@ use blindai_tee::{
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::collateral::Stapling;
 use crate::config::{Config, EngineConfig, Limits, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
@@ -38,17 +39,31 @@ impl Server {
     /// # Errors
     /// One [`StartError`], whose kind tells what to mend.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_on(config, attester(config)?).await
+    }
+
+    /// As [`Server::start`], on a platform of the caller's choice.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_on(
+        config: &Config,
+        attester: Box<dyn Attester>,
+    ) -> Result<Self, StartError> {
         let engine = Engine::new(engine_options(&config.engine, &config.limits))
             .map_err(|error| StartError::new(StartKind::Engine, error))?;
-        let attester = attester(config)?;
         let description = attester.describe();
         let attested = bind(config.listen.attested, "listen.attested").await?;
         let public = bind(config.listen.public, "listen.public").await?;
         let addresses = (local(&attested)?, local(&public)?);
         let validity = Duration::from_secs(config.tee.evidence_seconds);
-        let identity = Identity::new(attester, config.digest(), validity)
+        let stapling = Stapling::new(&config.collateral)
+            .map_err(|error| StartError::new(StartKind::Config, error))?;
+        let identity = Identity::new(attester, config.digest(), validity, stapling)
             .map_err(|error| StartError::new(StartKind::Attestation, error))?;
         let identity = Arc::new(identity);
+        // Who connects first should find it. Without it the server starts all the same.
+        identity.refresh_collateral().await;
         let host = tls::host_certificate(&config.tls.folder)
             .map_err(|error| StartError::new(StartKind::Config, error))?;
         let service = Arc::new(Service::new(

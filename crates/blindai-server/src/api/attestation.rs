@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use blindai_core::{Code, Error, Nonce, Result};
-use bytes::Bytes;
 
 use super::ApiError;
 use crate::identity::Share;
@@ -33,7 +32,7 @@ async fn attestation(
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    Ok((headers, Body::from(Bytes::from_owner(document))).into_response())
+    Ok((headers, Body::from(document)).into_response())
 }
 
 fn nonce(query: Option<&str>) -> Result<Option<Nonce>> {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use blindai_core::{Code, Error};
+use axum::{Json, Router};
+use blindai_core::{Code, CollateralState, Error};
+use serde::Serialize;
 
 use super::ApiError;
 use crate::service::Service;
@@ -22,10 +23,20 @@ async fn live() -> StatusCode {
     StatusCode::OK
 }
 
-async fn ready(State(service): State<Arc<Service>>) -> Result<StatusCode, ApiError> {
+/// Ready also without fresh collateral: clients may fetch their own. But it says so.
+async fn ready(State(service): State<Arc<Service>>) -> Result<Json<Ready>, ApiError> {
     if service.is_ready() {
-        return Ok(StatusCode::OK);
+        return Ok(Json(Ready {
+            ready: true,
+            collateral: service.collateral_state(),
+        }));
     }
     let fact = "the server is starting or stopping";
     Err(Error::new(Code::NotReady, fact).into())
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    collateral: CollateralState,
 }
