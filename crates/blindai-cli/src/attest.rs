@@ -10,7 +10,7 @@ use blindai_client::{ClientError, EvidenceDocument, Rejection, VerifiedReport};
 use clap::Args;
 use serde_json::Value;
 
-use crate::connection::Trust;
+use crate::connection::{Fetching, Trust};
 use crate::ear::EarArguments;
 use crate::output;
 
@@ -24,6 +24,8 @@ pub struct Arguments {
     server: Option<String>,
     #[command(flatten)]
     trust: Trust,
+    #[command(flatten)]
+    fetching: Fetching,
     /// Keep the evidence in this file, for blindai verify: also of a server that is rejected.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -48,7 +50,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn attest(arguments: &Arguments, server: &str) -> Result<(EvidenceDocument, Arc<VerifiedReport>)> {
-    Ok(arguments.trust.connect(server)?.attest()?)
+    Ok(arguments
+        .trust
+        .connect(server, &arguments.fetching)?
+        .attest()?)
 }
 
 // A rejection is an answer, not an accident: the table of checks says why.

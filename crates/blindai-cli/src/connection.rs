@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
-use blindai_client::{ClientError, ConnectOptions, Digest, Policy};
+use blindai_client::{ClientError, ConnectOptions, Digest, FetchOptions, Fetcher, Policy, Source};
 use clap::Args;
 
 use crate::file;
@@ -16,6 +16,8 @@ pub struct Connection {
     server: String,
     #[command(flatten)]
     trust: Trust,
+    #[command(flatten)]
+    fetching: Fetching,
 }
 
 /// What a server must prove.
@@ -29,19 +31,41 @@ pub struct Trust {
     policy: Option<PathBuf>,
 }
 
+/// Whose collateral a server is verified with.
+#[derive(Args)]
+pub struct Fetching {
+    /// Fetch collateral instead of taking the server's: from "vendor" (Intel or AMD), the URL of a
+    /// PCCS or of a mirror of AMD's service, a file or a folder.
+    #[arg(long, value_name = "SOURCE")]
+    collateral: Option<String>,
+}
+
 impl Connection {
     /// A client of the server, which is verified.
     pub fn open(&self) -> Result<Client> {
-        self.trust.connect(&self.server)
+        self.trust.connect(&self.server, &self.fetching)
+    }
+}
+
+impl Fetching {
+    fn options(&self, policy: Policy) -> Result<ConnectOptions> {
+        let options = ConnectOptions::new(policy);
+        let Some(source) = &self.collateral else {
+            return Ok(options);
+        };
+        let patience = FetchOptions::default();
+        let fetcher = Fetcher::new(Source::parse(source)?, &patience)?;
+        let options = options.collateral(fetcher);
+        Ok(options.connect_timeout(2 * patience.timeout))
     }
 }
 
 impl Trust {
     /// A client of `server`, which is verified.
-    pub fn connect(&self, server: &str) -> Result<Client> {
+    pub fn connect(&self, server: &str, fetching: &Fetching) -> Result<Client> {
         // Without one the server is asked all the same: its refusal says what it is.
         let policy = self.policy()?.unwrap_or_else(Policy::accept_nothing);
-        let client = Client::connect(server, ConnectOptions::new(policy));
+        let client = Client::connect(server, fetching.options(policy)?);
         let client = client.map_err(|error| self.explain(error))?;
         if client.report().simulated() {
             eprintln!("WARNING: {server} is a simulation. It protects nothing.");

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use blindai_collateral::Fetcher;
 use blindai_core::api::{self, Deleted, ModelList};
 use blindai_core::oip::{self, InferRequest, InferResponse};
 use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
@@ -13,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::address::Address;
 use crate::http1::{Answer, Broken, Head, Outgoing};
-use crate::trust::{Channel, Clock, Dialer, holds};
+use crate::trust::{Channel, Clock, CollateralFrom, Dialer, holds};
 use crate::upload::check_digest;
 use crate::{ClientError, Upload};
 
@@ -21,6 +22,7 @@ use crate::{ClientError, Upload};
 #[derive(Clone)]
 pub struct ConnectOptions {
     policy: Policy,
+    collateral: CollateralFrom,
     connect_timeout: Duration,
     request_timeout: Duration,
     max_response_bytes: usize,
@@ -32,11 +34,28 @@ impl ConnectOptions {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
+            collateral: CollateralFrom::Server,
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(300),
             max_response_bytes: 1 << 30,
             clock: Arc::new(system_time),
         }
+    }
+
+    /// Fetches collateral here and does without what the server staples, save for the certificate
+    /// that names the signer of a report of SEV-SNP. By default what the server staples is verified:
+    /// it cannot forge it, but hold back news until the old ends.
+    ///
+    /// Fetching counts towards the connect timeout.
+    pub fn collateral(mut self, fetcher: Fetcher) -> Self {
+        self.collateral = CollateralFrom::Fetched(fetcher);
+        self
+    }
+
+    /// As [`ConnectOptions::collateral`], and takes what the server staples when none can be fetched.
+    pub fn collateral_or_stapled(mut self, fetcher: Fetcher) -> Self {
+        self.collateral = CollateralFrom::FetchedOrServer(fetcher);
+        self
     }
 
     /// How long a new connection may take, with its attestation; 10 s by default.
@@ -93,7 +112,13 @@ impl Client {
     /// cannot be reached, `Local` for an address that is none.
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Self, ClientError> {
         let (address, limit) = (Address::parse(address)?, options.connect_timeout);
-        let dialer = Dialer::new(address, options.policy, limit, options.clock);
+        let dialer = Dialer::new(
+            address,
+            options.policy,
+            options.collateral,
+            limit,
+            options.clock,
+        );
         let (channel, _) = dialer.attest().await?;
         let client = Self(Arc::new(Shared {
             dialer,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use blindai_collateral::CollateralError;
 use blindai_core::{Code, Error, ErrorBody, EvidenceDocument, EvidenceError};
 use blindai_verify::{PolicyError, Rejection};
 use http::StatusCode;
@@ -146,6 +147,13 @@ impl From<Rejection> for ClientError {
     }
 }
 
+impl From<CollateralError> for ClientError {
+    fn from(error: CollateralError) -> Self {
+        let remedy = error.remedy().to_owned();
+        Self::of(Cause::Unproven(error.code()), error.fact(), remedy)
+    }
+}
+
 impl From<PolicyError> for ClientError {
     fn from(error: PolicyError) -> Self {
         let remedy = "name what you accept, as docs/policy.md shows";
@@ -264,7 +272,8 @@ impl ClientError {
 
     pub(crate) fn collateral_missing() -> Self {
         let fact = "the evidence came without the collateral to verify it";
-        let remedy = "have the server's operator check its collateral service";
+        let remedy =
+            "fetch it yourself, or have the server's operator check its collateral service";
         Self::of(Cause::Unproven("collateral-missing"), fact, remedy)
     }
 

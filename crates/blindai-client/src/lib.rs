@@ -39,6 +39,7 @@ mod trust;
 mod upload;
 
 pub use address::DEFAULT_PORT;
+pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
 pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,

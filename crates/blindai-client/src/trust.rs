@@ -5,6 +5,7 @@
 //!    the claims, and that the peer holds that key. That is all it checks: whose quote it is and
 //!    what it says is not known yet. The result is an [`Unproven`] connection.
 //! 2. On it, before any byte of the user: a nonce goes out, evidence with that nonce comes back,
+//!    collateral is taken from it or fetched,
 //!    and `blindai_verify::verify` appraises it for *this* TLS key and *this* nonce. The result is
 //!    a [`Channel`] with its [`VerifiedReport`]. Nothing else makes one.
 //! 3. A later connection needs no step 2 when its TLS key is the one in a report that still holds:
@@ -16,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blindai_collateral::Fetcher;
 use blindai_core::{EvidenceDocument, Nonce, Seen, api};
 use blindai_verify::{Binding, CertificateEvidence, Policy, Rejection, VerifiedReport};
 use http::{HeaderValue, Method, StatusCode};
@@ -36,10 +38,43 @@ use crate::http1::{Answer, AnswerOutlivesReset, Broken, Head, Outgoing, Wire};
 pub(crate) struct Dialer {
     pub address: Address,
     pub policy: Policy,
+    pub collateral: CollateralFrom,
     pub connect_timeout: Duration,
     pub clock: Clock,
     tls: TlsConnector,
     random: &'static dyn rustls::crypto::SecureRandom,
+}
+
+/// Where the collateral comes from that evidence is verified with.
+#[derive(Clone)]
+pub(crate) enum CollateralFrom {
+    Server,
+    Fetched(Fetcher),
+    FetchedOrServer(Fetcher),
+}
+
+impl CollateralFrom {
+    /// Puts the collateral to verify with into the document, instead of what was stapled to it.
+    async fn complete(&self, document: &mut EvidenceDocument) -> Result<(), ClientError> {
+        let fetcher = match self {
+            Self::Server => return Ok(()),
+            Self::Fetched(fetcher) | Self::FetchedOrServer(fetcher) => fetcher,
+        };
+        let quote = document.evidence().quote;
+        match (
+            fetcher.fetch(&quote, document.collateral.as_ref()).await,
+            self,
+        ) {
+            (Ok(fetched), _) => {
+                document.collateral = Some(fetched.collateral);
+                // It spoke of the other.
+                document.collateral_status = None;
+                Ok(())
+            }
+            (Err(_), Self::FetchedOrServer(_)) if document.collateral.is_some() => Ok(()),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
 }
 
 /// Gives the time in seconds since 1970.
@@ -74,12 +109,19 @@ pub(crate) fn holds(report: &VerifiedReport, now: u64) -> bool {
 }
 
 impl Dialer {
-    pub fn new(address: Address, policy: Policy, connect_timeout: Duration, clock: Clock) -> Self {
+    pub fn new(
+        address: Address,
+        policy: Policy,
+        collateral: CollateralFrom,
+        connect_timeout: Duration,
+        clock: Clock,
+    ) -> Self {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let random = provider.secure_random;
         Self {
             address,
             policy,
+            collateral,
             connect_timeout,
             clock,
             tls: TlsConnector::from(Arc::new(tls_config(provider))),
@@ -165,6 +207,7 @@ impl Unproven {
     async fn prove(mut self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
         let nonce = dialer.nonce()?;
         let mut document = self.fetch(&nonce).await?;
+        dialer.collateral.complete(&mut document).await?;
         let (now, tls_spki_sha256) = ((dialer.clock)(), self.certificate.tls_spki_sha256());
         document.seen = Some(Seen {
             at: now,

@@ -4,7 +4,9 @@ mod support;
 
 use std::sync::Arc;
 
-use blindai_client::{Client, ClientError, ConnectOptions, ErrorKind, Policy, Upload};
+use blindai_client::{
+    Client, ClientError, ConnectOptions, ErrorKind, FetchOptions, Fetcher, Policy, Source, Upload,
+};
 use blindai_core::{Claims, Evidence, EvidenceDocument, Tee};
 use blindai_tee::{Attester as _, Measurement, simulated_rtmr};
 use blindai_verify::Binding;
@@ -424,4 +426,91 @@ async fn documents_that_are_none_are_refused() {
     server.attest_with(move |_| bare.to_json());
     let error = refused(&server, options(&time)).await;
     assert_eq!(error.code(), "collateral-missing");
+}
+
+/// What a client brings itself, in a file; the server's own stays as it is.
+fn own_collateral(json: &[u8]) -> (tempfile::TempDir, Fetcher) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("collateral.json");
+    std::fs::write(&path, json).unwrap();
+    let fetcher = Fetcher::new(Source::Path(path), &FetchOptions::default());
+    (folder, fetcher.unwrap())
+}
+
+fn collateral_of(identity: &Identity) -> Vec<u8> {
+    let collateral = identity.platform.collateral().unwrap();
+    serde_json::to_vec(&collateral.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_fetches_needs_nothing_stapled() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let bare = identity.clone();
+    server.attest_with(move |nonce| {
+        let evidence = bare.evidence(Some(nonce));
+        EvidenceDocument::new(Tee::Sgx, evidence, None).to_json()
+    });
+    let error = refused(&server, options(&time)).await;
+    assert_eq!(error.code(), "collateral-missing");
+
+    let (_folder, fetcher) = own_collateral(&collateral_of(&identity));
+    let client = Client::connect(&server.address, options(&time).collateral(fetcher));
+    let (document, _) = client.await.unwrap().attest().await.unwrap();
+    // What is kept is what was verified.
+    let kept = serde_json::to_vec(&document.collateral.unwrap()).unwrap();
+    assert_eq!(kept, collateral_of(&identity));
+}
+
+#[tokio::test]
+async fn stapled_collateral_is_a_fallback_only_when_asked_for() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let (folder, fetcher) = own_collateral(b"");
+    let error = refused(&server, options(&time).collateral(fetcher.clone())).await;
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "collateral-unreadable");
+    drop(folder);
+    let error = refused(&server, options(&time).collateral(fetcher.clone())).await;
+    assert_eq!(error.code(), "collateral-not-found");
+    let lenient = options(&time).collateral_or_stapled(fetcher);
+    Client::connect(&server.address, lenient).await.unwrap();
+
+    // What a client fetched is what counts, also when it is worse.
+    let (_folder, fetcher) = own_collateral(&collateral_of(&Identity::new(MEASUREMENT, &time)));
+    let error = refused(&server, options(&time).collateral_or_stapled(fetcher)).await;
+    assert_eq!(error.code(), "chain-invalid");
+}
+
+#[tokio::test]
+async fn collateral_that_ends_between_requests_is_renewed_before_the_next() {
+    let (identity, time) = Identity::with_collateral_for(LIFETIME_SECONDS / 2);
+    let server = Server::honest(&identity).await;
+    let stapled = collateral_of(&identity);
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    let end = time.seconds() + LIFETIME_SECONDS / 2;
+    assert_eq!(client.report().valid_until(), end);
+    client.models().await.unwrap();
+    assert_eq!(server.attestations(), 1);
+
+    time.advance(LIFETIME_SECONDS / 2);
+    client.models().await.unwrap();
+    assert_eq!(server.attestations(), 2);
+    assert!(client.report().valid_until() > end);
+
+    // From now on the server has no newer than the first.
+    time.advance(LIFETIME_SECONDS / 2);
+    let stale = identity.clone();
+    server.attest_with(move |nonce| {
+        let collateral = serde_json::from_slice(&stapled).unwrap();
+        let evidence = stale.evidence(Some(nonce));
+        EvidenceDocument::new(Tee::Sgx, evidence, Some(collateral)).to_json()
+    });
+    let before = server.user_requests();
+    let error = client.models().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "crl-expired");
+    assert_eq!(server.user_requests(), before);
 }

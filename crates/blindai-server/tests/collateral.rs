@@ -162,7 +162,7 @@ async fn collateral_is_replaced_while_the_server_runs_and_its_state_is_stated() 
     assert!(status.expires_at.unwrap() < now());
     assert_eq!(
         verify(&document).unwrap_err().code().as_str(),
-        "collateral-expired"
+        "crl-expired"
     );
     let health = get(attested, "/v2/health/ready").await;
     assert_eq!(&health[..], br#"{"ready":true,"collateral":"stale"}"#);

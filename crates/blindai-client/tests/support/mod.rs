@@ -72,6 +72,21 @@ impl Identity {
         })
     }
 
+    /// One whose collateral holds for so many seconds, by the clock of the test.
+    pub fn with_collateral_for(seconds: u64) -> (Arc<Self>, Time) {
+        let time = Time::now();
+        let mut options = SimulationOptions::new(Measurement::MrEnclave(MEASUREMENT));
+        options.collateral_validity = Duration::from_secs(seconds);
+        let clock = time.clone();
+        options.clock = Arc::new(move || UNIX_EPOCH + Duration::from_secs(clock.seconds()));
+        let identity = Self {
+            key: KeyPair::generate().unwrap(),
+            platform: Simulation::new(options).unwrap(),
+            time: time.clone(),
+        };
+        (Arc::new(identity), time)
+    }
+
     pub fn spki_sha256(&self) -> [u8; 32] {
         *Digest::of(&self.key.subject_public_key_info()).as_bytes()
     }
