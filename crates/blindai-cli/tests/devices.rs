@@ -12,8 +12,33 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use blindai_core::Collateral;
 use blindai_tee::{Attester as _, Measurement, Simulation, SimulationOptions};
-use emulator::tsm;
+use emulator::{gramine, tsm};
 use serde_json::Value;
+
+#[test]
+fn an_enclave_under_gramine_is_found_and_verified() {
+    let enclave = gramine::Gramine::mount(platform(Measurement::MrEnclave([0xab; 32])));
+    let collateral = enclave.tree.platform().collateral().unwrap();
+    let server = Server::start(ENCLAVE, enclave.path(), "auto", collateral.as_ref());
+    let answer = server.trusted();
+    assert_eq!(answer["tee"], "sgx");
+    assert_eq!(answer["measurements"]["mrenclave"], "ab".repeat(32));
+    enclave.tree.set(gramine::Fault::Intruder);
+    server.gives_no_evidence();
+}
+
+#[test]
+fn a_trust_domain_is_found_and_verified() {
+    let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
+    let collateral = guest.tree.platform().collateral().unwrap();
+    let server = Server::start(GUEST, guest.path(), "auto", collateral.as_ref());
+    let answer = server.trusted();
+    assert_eq!(answer["tee"], "tdx");
+    assert_eq!(answer["measurements"]["mrtd"], "cd".repeat(48));
+    guest.tree.set(tsm::Fault::Swapped);
+    server.gives_no_evidence();
+    assert_eq!(guest.tree.entries_left(), 0);
+}
 
 #[test]
 fn a_guest_is_verified_with_the_certificates_of_its_host() {
@@ -22,7 +47,7 @@ fn a_guest_is_verified_with_the_certificates_of_its_host() {
         panic!("the collateral of SEV-SNP");
     };
     let guest = tsm::Tsm::mount_with(platform, tsm::host_table(&collateral));
-    let server = Server::start(GUEST, guest.path(), "tsm");
+    let server = Server::start(GUEST, guest.path(), "tsm", None);
     let answer = server.trusted();
     assert_eq!(answer["tee"], "sev-snp");
     assert_eq!(answer["measurements"]["measurement"], "ef".repeat(48));
@@ -34,7 +59,7 @@ fn a_guest_is_verified_with_the_certificates_of_its_host() {
 #[test]
 fn a_tee_that_was_named_is_not_replaced_by_another() {
     let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
-    let (child, folder) = spawn(GUEST, guest.path(), "gramine");
+    let (child, folder) = spawn(GUEST, guest.path(), "gramine", None);
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(6), "{text}");
@@ -52,8 +77,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(namespace: &str, device: &Path, provider: &str) -> Self {
-        let (mut child, folder) = spawn(namespace, device, provider);
+    fn start(
+        namespace: &str,
+        device: &Path,
+        provider: &str,
+        collateral: Option<&Collateral>,
+    ) -> Self {
+        let (mut child, folder) = spawn(namespace, device, provider, collateral);
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let address = attested_address(&mut log);
         Self {
@@ -97,13 +127,23 @@ impl Drop for Server {
 }
 
 /// Starts the server where `namespace` puts the device.
-fn spawn(namespace: &str, device: &Path, provider: &str) -> (Child, tempfile::TempDir) {
+fn spawn(
+    namespace: &str,
+    device: &Path,
+    provider: &str,
+    collateral: Option<&Collateral>,
+) -> (Child, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let config = format!(
+    let mut config = format!(
         "[listen]\nattested = '127.0.0.1:0'\npublic = '127.0.0.1:0'\n\
          [engine]\nonnxruntime = '{}'\n[tee]\nprovider = '{provider}'\n",
         library().display()
     );
+    if let Some(collateral) = collateral {
+        let json = serde_json::to_vec(collateral).unwrap();
+        fs::write(folder.path().join("collateral.json"), json).unwrap();
+        config += "[collateral]\nsource = 'collateral.json'\n";
+    }
     fs::write(folder.path().join("blindai.toml"), config).unwrap();
     let child = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-ec", namespace])
@@ -147,4 +187,17 @@ const GUEST: &str = "\
     mount -t tmpfs none /sys/kernel
     mkdir -p /sys/kernel/config/tsm/report
     mount --bind \"$0\" /sys/kernel/config/tsm/report
+    exec \"$@\"";
+
+/// An enclave: beside the devices that every program has, /dev holds the one ($0) of Gramine.
+const ENCLAVE: &str = "\
+    mkdir dev
+    mount -t tmpfs none dev
+    for device in null zero random urandom; do
+        : > dev/$device
+        mount --bind /dev/$device dev/$device
+    done
+    mkdir dev/attestation dev/shm
+    mount --bind \"$0\" dev/attestation
+    mount --rbind dev /dev
     exec \"$@\"";
