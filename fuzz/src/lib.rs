@@ -2,6 +2,8 @@
 //! hold of the answer is asserted. `crates/blindai-verify/tests/corpus.rs` runs the kept inputs
 //! through the same functions with an ordinary compiler.
 
+use std::sync::LazyLock;
+
 use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral};
 use blindai_verify::{
     Binding, Policy, appraise_quote, observe, read_certificate, read_foreign_certificate, verify,
@@ -9,11 +11,10 @@ use blindai_verify::{
 
 /// A quote of SGX or TDX, with collateral that fits real machines of the corpus.
 pub fn quote(data: &[u8]) {
-    let collateral = dcap_collateral();
     let policy = Policy::dangerous().accept_simulation();
     // Nothing simulated is in the corpus, so nothing can be accepted.
-    assert!(appraise_quote(data, &collateral, &policy, NOW).is_err());
-    look(data, Some(&collateral));
+    assert!(appraise_quote(data, &DCAP, &policy, NOW).is_err());
+    look(data, Some(&DCAP));
     look(data, None);
 }
 
@@ -95,11 +96,11 @@ fn look(quote: &[u8], collateral: Option<&Collateral>) {
     let _ = observation.to_string();
 }
 
-fn dcap_collateral() -> Collateral {
+static DCAP: LazyLock<Collateral> = LazyLock::new(|| {
     let json = include_bytes!("../../testdata/evidence/collateral/tdx_b0c06f_2025-06.json");
     let collateral: DcapCollateral = serde_json::from_slice(json).expect("kept collateral");
     collateral.into()
-}
+});
 
 /// A time at which the kept collateral is valid, in seconds since 1970.
 const NOW: u64 = 1_751_600_000;
