@@ -1,10 +1,13 @@
 //! What commands print: tables for people, JSON for machines.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use blindai_client::{ClientError, ErrorKind as Class};
-use blindai_core::{Collateral, Evidence, ModelInfo, Signature, Tee, TensorSpec};
+use blindai_core::{
+    Collateral, Evidence, ModelInfo, Signature, Tee, TensorSpec, is_steering, printable,
+};
 use blindai_verify::Rejection;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
@@ -15,13 +18,23 @@ const EXIT_FAILURE: u8 = 2;
 /// differences.
 pub const EXIT_REFUSED: u8 = 1;
 
-/// Prints JSON for machines.
+/// Prints JSON for machines. What would steer a terminal is escaped: the JSON says the same.
 pub fn print_json(value: &Value) {
-    print(format_args!("{value:#}"));
+    write(&escaped_json(value));
 }
 
-/// Prints text for people.
-pub fn print(text: impl std::fmt::Display) {
+/// Prints text for people, without what would steer their terminal: names in it were written by
+/// servers and files.
+pub fn print(text: impl Display) {
+    write(&harmless(&text.to_string()));
+}
+
+/// Prints a line to standard error, beside the answer.
+pub fn warn(text: impl Display) {
+    eprintln!("{}", printable(&text.to_string(), LINE_BYTES));
+}
+
+fn write(text: &str) {
     match writeln!(std::io::stdout(), "{text}") {
         // Whoever reads may stop: the exit code is the verdict all the same.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -34,7 +47,7 @@ pub fn print(text: impl std::fmt::Display) {
 
 /// Prints an error in one line, and gives the exit code it has.
 pub fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("blindai: {error:#}");
+    warn(format_args!("blindai: {error:#}"));
     let kind = error.downcast_ref::<ClientError>().map(ClientError::kind);
     ExitCode::from(match kind {
         Some(Class::Attestation | Class::Server(_)) => EXIT_REFUSED,
@@ -44,7 +57,7 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
 
 /// Prints a rejection in one line, and gives the exit code it has.
 pub fn refusal(rejection: &Rejection) -> ExitCode {
-    eprintln!("blindai: {rejection}");
+    warn(format_args!("blindai: {rejection}"));
     ExitCode::from(EXIT_REFUSED)
 }
 
@@ -114,6 +127,26 @@ pub fn model_json(model: &ModelInfo) -> Value {
     json!(model)
 }
 
+/// The lines of a text stay lines.
+fn harmless(text: &str) -> String {
+    text.replace(|c| c != '\n' && is_steering(c), "?")
+}
+
+fn escaped_json(value: &Value) -> String {
+    let mut json = String::new();
+    for c in format!("{value:#}").chars() {
+        match c {
+            // Outside of strings JSON knows no other of them.
+            c if c != '\n' && is_steering(c) => {
+                let units = c.encode_utf16(&mut [0; 2]).to_vec();
+                json.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+            c => json.push(c),
+        }
+    }
+    json
+}
+
 fn signature(signature: &Signature) -> Table {
     let mut table = table(&["", "name", "type", "shape"]);
     let inputs = signature.inputs.iter().map(|spec| ("input", spec));
@@ -135,4 +168,28 @@ fn shape(spec: &TensorSpec) -> String {
 fn names(specs: &[TensorSpec]) -> String {
     let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
     names.join(", ")
+}
+
+/// Rejections name each check that failed.
+const LINE_BYTES: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORGED: &str = "a\u{1b}[2K\u{9b}1A\u{202e}\u{e0041}\u{7f}日";
+
+    #[test]
+    fn json_says_the_same_without_steering_a_terminal() {
+        let value = json!({ FORGED: [FORGED], "lines": "a\nb" });
+        let text = escaped_json(&value);
+        assert!(!text.contains(|c| c != '\n' && is_steering(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn text_for_people_keeps_its_lines_and_nothing_that_steers() {
+        assert_eq!(harmless("a\nb"), "a\nb");
+        assert_eq!(harmless(FORGED), "a?[2K?1A???日");
+    }
 }

@@ -117,7 +117,7 @@ fn warn(seen: &Observation) {
     match seen.verification() {
         Verification::Verified(verified) if !verified.simulated() => {}
         // It says itself that it is not verified, or simulated.
-        verification => eprintln!("WARNING: the evidence {verification}"),
+        verification => output::warn(format_args!("WARNING: the evidence {verification}")),
     }
     if seen.debug() {
         eprintln!("WARNING: debug is on: the host can read everything inside");

@@ -178,6 +178,10 @@ fn what_cannot_be_judged_has_exit_code_two() {
     fs::write(local("text"), "not evidence").unwrap();
     fs::write(local("large"), vec![0; 5 << 20]).unwrap();
     fs::write(local("cut.json"), "{\"format\":").unwrap();
+    let steering = "\u{1b}[1A\u{9b}2Ktrusted\u{202e}";
+    let forged = format!("{{\"{}\":1}}", steering.replace('\u{1b}', "\\u001b"));
+    fs::write(local("forged.json"), forged).unwrap();
+    fs::write(local("forged.toml"), format!("'{steering}' = 1")).unwrap();
     fs::write(local("cut.pem"), "-----BEGIN CERTIFICATE-----\nMII").unwrap();
     let [quote, collateral, report] = [
         quote,
@@ -210,6 +214,11 @@ fn what_cannot_be_judged_has_exit_code_two() {
         (with(&local("large")), "over"),
         (with(&local("cut.json")), "not an evidence document"),
         (with(&local("cut.pem")), "PEM"),
+        (with(&local("forged.json")), "not an evidence document"),
+        (
+            add(vec![quote.clone()], &["--policy", &local("forged.toml")]),
+            "trusted",
+        ),
         (with(&quote), "--collateral FILE"),
         (
             add(with(&quote), &["--collateral", &report]),
@@ -235,6 +244,8 @@ fn what_cannot_be_judged_has_exit_code_two() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.contains(word), "{arguments:?}: {text}");
+        let steers = |c| c != '\n' && blindai_core::is_steering(c);
+        assert!(!text.contains(steers), "{arguments:?}: {text:?}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use blindai_collateral::CollateralError;
-use blindai_core::{Code, Error, ErrorBody, EvidenceDocument, EvidenceError};
+use blindai_core::{Code, Error, ErrorBody, EvidenceDocument, EvidenceError, printable};
 use blindai_verify::{PolicyError, Rejection};
 use http::StatusCode;
 
@@ -13,7 +13,8 @@ use crate::address::Address;
 
 /// Why a call failed: a class, a stable code, the fact and what to do.
 ///
-/// Prints as `code: fact · remedy`. Holds no tensor contents and no model bytes.
+/// Prints as `code: fact · remedy`, in one line without what would steer a terminal, whatever the
+/// server wrote. Holds no tensor contents and no model bytes.
 #[derive(Clone)]
 pub struct ClientError(Box<Inner>);
 
@@ -280,7 +281,8 @@ impl ClientError {
     /// The error in a refusal, or one made up from its status when the body is not ours.
     pub(crate) fn refused(status: StatusCode, body: &[u8]) -> Self {
         let body: Option<ErrorBody> = serde_json::from_slice(body).ok();
-        let id = body.as_ref().and_then(|body| body.request_id.clone());
+        let id = body.as_ref().and_then(|body| body.request_id.as_deref());
+        let id = id.map(|id| printable(id, ID_BYTES));
         let ours = body.as_ref().and_then(ErrorBody::to_error);
         let error = ours.unwrap_or_else(|| {
             let said = body.map_or(String::new(), |body| format!(": {}", body.error));
@@ -291,7 +293,7 @@ impl ClientError {
     }
 
     fn of(cause: Cause, fact: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Self {
-        let (fact, remedy) = (fact.into(), remedy.into());
+        let (fact, remedy) = (printable(&fact.into(), FACT_BYTES), remedy.into());
         Self(Box::new(Inner {
             cause,
             fact,
@@ -320,6 +322,11 @@ fn code_of(status: StatusCode) -> Code {
         _ => Code::Internal,
     }
 }
+
+/// Long enough for all problems of a policy; a parser that repeats its input would go on.
+const FACT_BYTES: usize = 8 * 1024;
+/// Ours have 16 digits.
+const ID_BYTES: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -355,6 +362,30 @@ mod tests {
                 assert!(error.fact().contains(status.as_str()));
             }
         }
+    }
+
+    #[test]
+    fn no_server_steers_the_terminal_that_its_refusal_is_printed_on() {
+        let forged = "\u{1b}[1A\u{9b}2K\u{202e}trusted\n".repeat(10_000);
+        for code in ["internal", "of-the-future"] {
+            let body = ErrorBody {
+                error: forged.clone(),
+                code: code.to_owned(),
+                fact: forged.clone(),
+                remedy: forged.clone(),
+                request_id: Some(forged.clone()),
+            };
+            let body = serde_json::to_vec(&body).unwrap();
+            let error = ClientError::refused(StatusCode::BAD_GATEWAY, &body);
+            let id = error.request_id().unwrap();
+            for text in [&error.to_string(), error.fact(), error.remedy(), id] {
+                assert!(!text.contains(blindai_core::is_steering), "{text:?}");
+                assert!(text.len() < 3000, "{}", text.len());
+            }
+        }
+        let invalid = ClientError::response_invalid(&forged);
+        assert!(!invalid.fact().contains(blindai_core::is_steering));
+        assert!(invalid.fact().len() <= FACT_BYTES);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::Digest;
 
 /// The largest claims map that is looked at, in bytes.
 const CLAIMS_BYTES: usize = 16 * 1024;
+/// The most entries of a claims map that is looked at. Eight are known.
+const CLAIMS: usize = 64;
 /// SHA-256 in the IANA registry of named information hashes, which the CCC format refers to.
 const HASH_SHA256: u8 = 1;
 
@@ -153,6 +155,8 @@ pub enum ClaimsError {
     TooLong,
     /// Not one CBOR map and nothing after it.
     NotAMap,
+    /// Over 64 entries.
+    TooMany,
     /// A claim stands there twice, so two readers could see two truths.
     Duplicate(String),
     /// The claim is missing or has another form.
@@ -164,6 +168,7 @@ impl fmt::Display for ClaimsError {
         match self {
             ClaimsError::TooLong => write!(f, "the claims are longer than {CLAIMS_BYTES} bytes"),
             ClaimsError::NotAMap => f.write_str("the claims are not one CBOR map"),
+            ClaimsError::TooMany => write!(f, "there are more than {CLAIMS} claims"),
             ClaimsError::Duplicate(key) => write!(f, "the claim {key:?} stands there twice"),
             ClaimsError::Claim(key) => write!(f, "the claim {key:?} is missing or malformed"),
         }
@@ -176,6 +181,10 @@ struct Entries(Vec<(Value, Value)>);
 
 impl Entries {
     fn new(entries: Vec<(Value, Value)>) -> Result<Self, ClaimsError> {
+        // Each is compared with all before it, and whoever wrote them chose how many there are.
+        if entries.len() > CLAIMS {
+            return Err(ClaimsError::TooMany);
+        }
         for (i, (key, _)) in entries.iter().enumerate() {
             if entries[..i].iter().any(|(earlier, _)| earlier == key) {
                 let key = key.as_text().unwrap_or("(not text)");
@@ -276,6 +285,22 @@ mod tests {
         let with_twin = to_cbor(&Value::Map(entries));
         let error = Claims::decode(&with_twin).unwrap_err();
         assert_eq!(error, ClaimsError::Duplicate(PUBKEY_HASH.into()));
+    }
+
+    #[test]
+    fn a_map_of_many_entries_is_refused_before_they_are_compared() {
+        let Some(Value::Map(mut entries)) = from_cbor(&full().encode()) else {
+            panic!("claims are a map")
+        };
+        let made_up = (0..CLAIMS as u64).map(|i| (Value::from(i), Value::Null));
+        entries.extend(made_up);
+        let mut many = entries.clone();
+        many.push(many[0].clone());
+        // Not that one is a duplicate: nobody has looked.
+        let error = Claims::decode(&to_cbor(&Value::Map(many)));
+        assert_eq!(error, Err(ClaimsError::TooMany));
+        entries.truncate(CLAIMS);
+        assert_eq!(Claims::decode(&to_cbor(&Value::Map(entries))), Ok(full()));
     }
 
     #[test]

@@ -3,10 +3,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::printable;
+
 /// The result of everything that can be refused with a [`Code`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The longest fact, in bytes.
+/// The longest fact, and the longest remedy that is made up, in bytes.
 const FACT_BYTES: usize = 1024;
 
 /// Why a request was refused: a stable code, the fact, and what to do about it.
@@ -21,21 +23,23 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with the code's usual remedy. The fact is cut at 1 KiB: it may quote names that a
-    /// stranger made as long as he liked.
-    pub fn new(code: Code, fact: impl Into<String>) -> Self {
-        let mut fact = fact.into();
-        fact.truncate(fact.floor_char_boundary(FACT_BYTES));
+    /// An error with the code's usual remedy. The fact is made [`printable`] and cut at 1 KiB: it
+    /// may quote names that a stranger wrote as he liked.
+    pub fn new(code: Code, fact: impl AsRef<str>) -> Self {
         Self {
             code,
-            fact,
+            fact: printable(fact.as_ref(), FACT_BYTES),
             remedy: Cow::Borrowed(code.remedy()),
         }
     }
 
-    /// Replaces the remedy by one that fits this case better.
+    /// Replaces the remedy by one that fits this case better. What is not a constant is treated as
+    /// the fact is.
     pub fn with_remedy(mut self, remedy: impl Into<Cow<'static, str>>) -> Self {
-        self.remedy = remedy.into();
+        self.remedy = match remedy.into() {
+            Cow::Owned(remedy) => printable(&remedy, FACT_BYTES).into(),
+            constant => constant,
+        };
         self
     }
 
@@ -235,6 +239,14 @@ mod tests {
     fn a_fact_is_cut_between_characters() {
         let error = Error::new(Code::InputUnknown, "ä".repeat(5000));
         assert_eq!(error.fact(), "ä".repeat(512));
+    }
+
+    #[test]
+    fn an_error_cannot_steer_the_terminal_it_is_printed_on() {
+        let forged = "\u{1b}[1A\u{1b}[2Ktrusted\u{202e}".repeat(500);
+        let error = Error::new(Code::Internal, &forged).with_remedy(forged);
+        assert!(!error.to_string().contains(crate::is_steering));
+        assert!(error.to_string().len() < 3 * FACT_BYTES);
     }
 
     #[test]

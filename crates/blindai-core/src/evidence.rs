@@ -4,6 +4,7 @@ use ciborium::Value;
 use der::asn1::OctetStringRef;
 use der::{Decode as _, Encode as _};
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
 use crate::claims::{from_cbor, to_cbor};
 
@@ -248,7 +249,7 @@ impl EvidenceDocument {
     /// When it is not JSON of this form, or of another version.
     pub fn from_json(json: &[u8]) -> Result<Self, EvidenceError> {
         let document: Self =
-            serde_json::from_slice(json).map_err(|e| EvidenceError::Json(e.to_string()))?;
+            serde_json::from_slice(json).map_err(|e| EvidenceError::not_json(&e))?;
         if document.format != FORMAT {
             return Err(EvidenceError::Malformed(
                 "the format is not blindai-evidence-v1",
@@ -291,8 +292,32 @@ pub enum EvidenceError {
     TooLong,
     /// Another form than it should have.
     Malformed(&'static str),
-    /// Not JSON of this form.
-    Json(String),
+    /// Not JSON of this form, from this place on. Nothing of the text itself is repeated: whoever
+    /// wrote it has not proved anything.
+    Json {
+        /// What is wrong, in words of ours.
+        problem: &'static str,
+        /// From 1; 0 where no place is to blame.
+        line: usize,
+        /// From 1; 0 where no place is to blame.
+        column: usize,
+    },
+}
+
+impl EvidenceError {
+    fn not_json(error: &serde_json::Error) -> Self {
+        let problem = match error.classify() {
+            Category::Data => "a field is unknown, missing, or of another form",
+            Category::Eof => "the JSON ends too early",
+            Category::Syntax | Category::Io => "it is not JSON",
+        };
+        let (line, column) = (error.line(), error.column());
+        Self::Json {
+            problem,
+            line,
+            column,
+        }
+    }
 }
 
 impl fmt::Display for EvidenceError {
@@ -300,7 +325,14 @@ impl fmt::Display for EvidenceError {
         match self {
             EvidenceError::TooLong => write!(f, "the evidence is over {EVIDENCE_BYTES} bytes"),
             EvidenceError::Malformed(fact) => f.write_str(fact),
-            EvidenceError::Json(fact) => write!(f, "not an evidence document: {fact}"),
+            EvidenceError::Json {
+                problem,
+                line,
+                column,
+            } => {
+                write!(f, "not an evidence document: {problem} ")?;
+                write!(f, "(line {line}, column {column})")
+            }
         }
     }
 }
@@ -455,6 +487,26 @@ mod tests {
         assert_eq!(read, Collateral::Snp(snp));
         let unknown = json.replace("crl", "lrc");
         assert!(serde_json::from_str::<Collateral>(&unknown).is_err());
+    }
+
+    #[test]
+    fn an_error_repeats_nothing_of_a_strangers_document() {
+        let json = EvidenceDocument::new(Tee::Sgx, evidence(), None).to_json();
+        let json = String::from_utf8(json).unwrap();
+        let long = "\u{202e}marker\u{9b}2J".repeat(1000);
+        for (place, made_up) in [
+            ("\"format\"", format!("\"{long}\":1,\"format\"")),
+            ("\"sgx\"", format!("\"{long}\"")),
+            ("{", format!("{{{long}")),
+        ] {
+            let error = EvidenceDocument::from_json(json.replace(place, &made_up).as_bytes());
+            let error = error.unwrap_err();
+            assert!(matches!(error, EvidenceError::Json { line: 1, .. }));
+            for text in [error.to_string(), format!("{error:?}")] {
+                assert!(text.len() < 200 && !text.contains("marker"), "{text}");
+                assert!(!text.contains(crate::is_steering));
+            }
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod model;
 pub mod oip;
 pub mod simulation;
 mod tensor;
+mod text;
 
 pub use claims::{Claims, ClaimsError, Nonce, ReportData};
 pub use digest::Digest;
@@ -31,3 +32,4 @@ pub use evidence::{
 };
 pub use model::{Dim, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};
+pub use text::{is_steering, printable};
