@@ -51,7 +51,8 @@ pub fn verify(
 }
 
 /// Appraises a quote by itself, without claims and without a connection: for looking at evidence of
-/// other programs. It is no proof of who is at the other end of anything.
+/// other programs. It is no proof of who is at the other end of anything. A policy that asks for a
+/// configuration refuses it, because only claims name one.
 ///
 /// # Errors
 /// As [`verify`].
@@ -63,6 +64,7 @@ pub fn appraise_quote(
 ) -> Result<QuoteReport, Rejection> {
     let mut table = Table::default();
     let appraised = appraise(quote, collateral, policy, now_unix_seconds, &mut table);
+    skip_config(policy, &mut table);
     let checks = table.finish()?;
     let mut report = appraised.report.ok_or_else(no_verdict)?;
     report.checks = checks;
@@ -90,11 +92,7 @@ pub(crate) fn check_static_binding(
         }
     };
     let claims = check_claims(&evidence.claims, report_data.as_ref(), &mut table);
-    let binding = Binding {
-        tls_spki_sha256: Some(tls_spki_sha256),
-        nonce: None,
-    };
-    check_binding(claims.as_ref(), &binding, &mut table);
+    check_certificate_key(claims.as_ref(), tls_spki_sha256, &mut table);
     table.finish().map(drop)
 }
 
@@ -463,22 +461,10 @@ pub(crate) fn check_claims(
     claims
 }
 
-pub(crate) fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &mut Table) {
-    match (binding.tls_spki_sha256, claims) {
-        (None, _) => table.not_asked(checks::TLS_KEY, "no connection to check"),
-        (Some(_), None) => table.not_possible(checks::TLS_KEY, NO_CLAIMS),
-        (Some(used), Some(claims)) => {
-            let claimed = claims.tls_spki_sha256;
-            let result = if used == claimed {
-                Ok("the connection ends at the key in the claims".to_owned())
-            } else {
-                let (used, claimed) = (hex::encode(used), hex::encode(claimed));
-                Err(format!(
-                    "the connection uses the key {used}, the claims name {claimed}"
-                ))
-            };
-            table.decide(checks::TLS_KEY, RejectionCode::TlsKeyMismatch, result);
-        }
+fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &mut Table) {
+    match binding.tls_spki_sha256 {
+        None => table.not_asked(checks::TLS_KEY, "no connection to check"),
+        Some(used) => check_key(claims, used, "connection", table),
     }
     match (binding.nonce, claims) {
         (None, _) => table.not_asked(checks::NONCE, "none was sent"),
@@ -490,6 +476,43 @@ pub(crate) fn check_binding(claims: Option<&Claims>, binding: &Binding, table: &
                 Err("the claims do not carry the nonce that was sent".to_owned())
             };
             table.decide(checks::NONCE, RejectionCode::NonceMismatch, result);
+        }
+    }
+}
+
+/// The key of a certificate that lies there as a file: who holds it, nobody showed.
+pub(crate) fn check_certificate_key(claims: Option<&Claims>, key: [u8; 32], table: &mut Table) {
+    check_key(claims, key, "certificate", table);
+}
+
+fn check_key(claims: Option<&Claims>, used: [u8; 32], whose: &str, table: &mut Table) {
+    let Some(claims) = claims else {
+        return table.not_possible(checks::TLS_KEY, NO_CLAIMS);
+    };
+    let claimed = claims.tls_spki_sha256;
+    let result = match used == claimed {
+        true => Ok(format!("the {whose}'s key is the one in the claims")),
+        false => Err(format!(
+            "the {whose} uses the key {}, the claims name {}",
+            hex::encode(used),
+            hex::encode(claimed)
+        )),
+    };
+    table.decide(checks::TLS_KEY, RejectionCode::TlsKeyMismatch, result);
+}
+
+/// The times that the claims of other programs name; they need not name any. Answers when the claims
+/// end.
+pub(crate) fn check_named_validity(claims: Option<&Claims>, now: u64, table: &mut Table) -> u64 {
+    let times = claims.map(|claims| (claims.issued_at, claims.expires_at));
+    match times {
+        Some((None, None)) => {
+            table.not_asked(checks::VALIDITY, "the claims name no times");
+            u64::MAX
+        }
+        _ => {
+            check_validity(claims, now, table);
+            times.and_then(|(_, end)| end).unwrap_or(0)
         }
     }
 }
@@ -528,7 +551,7 @@ fn check_validity(claims: Option<&Claims>, now: u64, table: &mut Table) {
     table.fail(checks::VALIDITY, code, fact);
 }
 
-fn check_config(claims: Option<&Claims>, policy: &Policy, table: &mut Table) {
+pub(crate) fn check_config(claims: Option<&Claims>, policy: &Policy, table: &mut Table) {
     let allowed = &policy.config_digests;
     let claimed = claims.map(|claims| claims.config_digest);
     let result = match (allowed.is_empty(), claimed) {
@@ -553,6 +576,14 @@ fn check_config(claims: Option<&Claims>, policy: &Policy, table: &mut Table) {
         }
     };
     table.decide(checks::CONFIG_DIGEST, RejectionCode::ConfigMismatch, result);
+}
+
+/// Without claims nothing names a configuration, so a policy that asks for one cannot be met.
+pub(crate) fn skip_config(policy: &Policy, table: &mut Table) {
+    if !policy.config_digests.is_empty() {
+        let fact = "there are no claims, which name the configuration that the policy asks for";
+        table.not_possible(checks::CONFIG_DIGEST, fact);
+    }
 }
 
 pub(crate) fn no_verdict() -> Rejection {

@@ -8,11 +8,14 @@
 use blindai_core::{CMW_OID, Claims, Collateral, Evidence, RA_TLS_OID};
 use sha2::{Digest as _, Sha256};
 
-use crate::appraise::{appraise, check_binding, check_claims, check_static_binding, no_verdict};
+use crate::appraise::{
+    appraise, check_certificate_key, check_claims, check_config, check_named_validity,
+    check_static_binding, no_verdict, skip_config,
+};
 use crate::certificate::{carries, only_extension, parse, read_certificate, spki_sha256};
 use crate::check::{Table, checks};
 use crate::observe::observe;
-use crate::{Binding, Policy, QuoteReport, Rejection, RejectionCode};
+use crate::{Policy, QuoteReport, Rejection, RejectionCode};
 
 /// The evidence in a certificate of another program, with the key that the certificate is for.
 /// Nothing in it is verified.
@@ -74,16 +77,15 @@ impl ForeignCertificate {
             return check_static_binding(&self.evidence, self.spki_sha256);
         }
         let mut table = Table::default();
-        self.check_key(
-            Some(observe(self.quote(), None, 0)?.report_data()),
-            &mut table,
-        );
+        let report_data = *observe(self.quote(), None, 0)?.report_data();
+        self.check_signed_key(Some(&report_data), &mut table);
         table.finish().map(drop)
     }
 
-    /// Appraises the quote and its binding to the certificate's key. Claims that the format of
-    /// other programs does not have, such as times and a nonce, are not asked for: so it proves
-    /// nothing of the connection that the certificate came over.
+    /// Appraises the quote, its binding to the certificate's key and, of the claims, the times and
+    /// the configuration. Times and a nonce are not asked for, because other programs' claims may
+    /// name none; times that are named must hold. It proves nothing of the connection that the
+    /// certificate came over.
     ///
     /// # Errors
     /// As [`verify`](crate::verify()).
@@ -94,24 +96,41 @@ impl ForeignCertificate {
         now_unix_seconds: u64,
     ) -> Result<QuoteReport, Rejection> {
         let mut table = Table::default();
-        let quote = &self.evidence.quote;
-        let appraised = appraise(quote, collateral, policy, now_unix_seconds, &mut table);
-        self.check_key(appraised.report_data.as_ref(), &mut table);
+        let (quote, now) = (&self.evidence.quote, now_unix_seconds);
+        let appraised = appraise(quote, collateral, policy, now, &mut table);
+        let signed = appraised.report_data.as_ref();
+        let claims_end = match self.has_claims {
+            true => self.check_claims(signed, policy, now, &mut table),
+            false => {
+                self.check_signed_key(signed, &mut table);
+                skip_config(policy, &mut table);
+                u64::MAX
+            }
+        };
         let checks = table.finish()?;
         let mut report = appraised.report.ok_or_else(no_verdict)?;
         report.checks = checks;
+        report.valid_until = report.valid_until.min(claims_end);
         Ok(report)
     }
 
-    fn check_key(&self, report_data: Option<&[u8; 64]>, table: &mut Table) {
-        if self.has_claims {
-            let claims = check_claims(&self.evidence.claims, report_data, table);
-            let binding = Binding {
-                tls_spki_sha256: Some(self.spki_sha256),
-                nonce: None,
-            };
-            return check_binding(claims.as_ref(), &binding, table);
-        }
+    /// Answers when the claims end.
+    fn check_claims(
+        &self,
+        signed: Option<&[u8; 64]>,
+        policy: &Policy,
+        now: u64,
+        table: &mut Table,
+    ) -> u64 {
+        let claims = check_claims(&self.evidence.claims, signed, table);
+        let claims = claims.as_ref();
+        check_certificate_key(claims, self.spki_sha256, table);
+        let end = check_named_validity(claims, now, table);
+        check_config(claims, policy, table);
+        end
+    }
+
+    fn check_signed_key(&self, report_data: Option<&[u8; 64]>, table: &mut Table) {
         let Some(signed) = report_data else {
             return table.not_possible(checks::TLS_KEY, "the quote cannot be read");
         };

@@ -2,9 +2,10 @@
 
 mod support;
 
-use blindai_core::{Evidence, RA_TLS_OID};
+use blindai_core::{Claims, Digest, Evidence, RA_TLS_OID};
 use blindai_verify::{
-    Outcome, RejectionCode as Code, checks, read_certificate, read_foreign_certificate,
+    Outcome, Policy, QuoteReport, Rejection, RejectionCode as Code, checks, read_certificate,
+    read_foreign_certificate,
 };
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
@@ -126,8 +127,7 @@ fn a_bare_quote_binds_the_key_and_makes_no_evidence_of_ours() {
 #[test]
 fn a_foreign_certificate_is_appraised_without_the_claims_that_it_cannot_have() {
     let key = KeyPair::generate().unwrap();
-    let mut claims = claims();
-    claims.tls_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    let mut claims = evidence_claims(&key);
     (claims.issued_at, claims.expires_at) = (None, None);
     let server = Server::new(blindai_core::Tee::Sgx);
     let (collateral, policy) = (server.collateral(), support::simulation());
@@ -142,11 +142,11 @@ fn a_foreign_certificate_is_appraised_without_the_claims_that_it_cannot_have() {
         .appraise(&collateral.clone().into(), &policy, NOW)
         .unwrap();
     assert!(report.simulated());
-    let key_check = report
-        .checks()
-        .iter()
-        .find(|check| check.name() == checks::TLS_KEY);
-    assert_eq!(key_check.unwrap().outcome(), Outcome::Pass);
+    let mut checks = report.checks().iter();
+    let key_check = checks.find(|check| check.name() == checks::TLS_KEY);
+    let key_check = key_check.unwrap();
+    assert_eq!(key_check.outcome(), Outcome::Pass);
+    assert!(!key_check.detail().contains("connection"), "{report}");
 
     let other = certificate(
         &KeyPair::generate().unwrap(),
@@ -157,6 +157,82 @@ fn a_foreign_certificate_is_appraised_without_the_claims_that_it_cannot_have() {
     assert_code(refused, Code::TlsKeyMismatch);
 }
 
+/// The verdict on a certificate with such claims.
+fn appraise_claims(
+    policy: &Policy,
+    change: impl Fn(&mut Claims),
+) -> Result<QuoteReport, Rejection> {
+    let key = KeyPair::generate().unwrap();
+    let mut claims = evidence_claims(&key);
+    change(&mut claims);
+    let server = Server::new(blindai_core::Tee::Sgx);
+    let der = certificate(&key, &[server.evidence(&claims).to_extension().1]);
+    let read = read_foreign_certificate(&der).unwrap();
+    read.appraise(&server.collateral().into(), policy, NOW)
+}
+
+/// A policy that asks for this configuration, of the simulation.
+fn of_config(config: &[u8]) -> Policy {
+    let (digest, enclave) = (Digest::of(config), "01".repeat(32));
+    let text = format!(
+        "tee = [\"sgx\"]\nconfig_digest = [\"{digest}\"]\n[sgx]\nmrenclave = [\"{enclave}\"]"
+    );
+    Policy::from_toml(&text)
+        .unwrap()
+        .dangerous_accept_simulation()
+}
+
+#[test]
+fn the_claims_of_a_certificate_are_in_their_time_when_they_name_one() {
+    let report = appraise_claims(&support::simulation(), |_| {}).unwrap();
+    assert_eq!(Some(report.valid_until()), claims().expires_at);
+    for (times, code) in [
+        ((Some(NOW - 10), Some(NOW)), Code::ClaimsExpired),
+        ((Some(NOW - 10), None), Code::ClaimsExpired),
+        ((Some(NOW + 301), Some(NOW + 900)), Code::ClaimsNotYetValid),
+        ((None, Some(NOW + 900)), Code::ClaimsNotYetValid),
+    ] {
+        let change = |claims: &mut Claims| (claims.issued_at, claims.expires_at) = times;
+        assert_code(appraise_claims(&support::simulation(), change), code);
+    }
+}
+
+#[test]
+fn the_configuration_that_a_policy_asks_for_is_required_of_a_certificate() {
+    let no_config = |claims: &mut Claims| claims.config_digest = None;
+    appraise_claims(&of_config(b"config"), |_| {}).unwrap();
+    let other = of_config(b"other");
+    assert_code(appraise_claims(&other, |_| {}), Code::ConfigMismatch);
+    assert_code(appraise_claims(&other, no_config), Code::ConfigMismatch);
+    appraise_claims(&support::simulation(), no_config).unwrap();
+}
+
+#[test]
+fn a_quote_without_claims_names_no_configuration() {
+    let key = KeyPair::generate().unwrap();
+    let mut claims = evidence_claims(&key);
+    (claims.config_digest, claims.nonce) = (None, None);
+    (claims.issued_at, claims.expires_at) = (None, None);
+    let server = Server::new(blindai_core::Tee::Sgx);
+    let quote = server.evidence(&claims).quote;
+    let collateral = server.collateral();
+
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.custom_extensions = vec![CustomExtension::from_oid_content(GRAMINE, quote.clone())];
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    let read = read_foreign_certificate(&der).unwrap();
+    assert_eq!(read.claims(), None);
+    let appraise = |policy: &Policy| read.appraise(&collateral.clone().into(), policy, NOW);
+    appraise(&support::simulation()).unwrap();
+    let rejection = assert_code(appraise(&of_config(b"config")), Code::CheckSkipped);
+    assert_eq!(outcome(&rejection, checks::CONFIG_DIGEST), Outcome::Skipped);
+
+    let appraise = |policy: &Policy| support::appraise_quote(&quote, &collateral, policy, NOW);
+    appraise(&support::simulation()).unwrap();
+    let rejection = assert_code(appraise(&of_config(b"config")), Code::CheckSkipped);
+    assert_eq!(outcome(&rejection, checks::CONFIG_DIGEST), Outcome::Skipped);
+}
+
 fn certificate(key: &KeyPair, extensions: &[Vec<u8>]) -> Vec<u8> {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     let extension = |value: &Vec<u8>| CustomExtension::from_oid_content(RA_TLS_OID, value.clone());
@@ -164,10 +240,16 @@ fn certificate(key: &KeyPair, extensions: &[Vec<u8>]) -> Vec<u8> {
     params.self_signed(key).unwrap().der().to_vec()
 }
 
+fn evidence_claims(key: &KeyPair) -> Claims {
+    let tls_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    Claims {
+        tls_spki_sha256,
+        ..claims()
+    }
+}
+
 fn evidence_for(key: &KeyPair) -> Evidence {
-    let mut claims = claims();
-    claims.tls_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
-    Server::new(blindai_core::Tee::Sgx).evidence(&claims)
+    Server::new(blindai_core::Tee::Sgx).evidence(&evidence_claims(key))
 }
 
 #[test]
