@@ -6,14 +6,32 @@ use crate::report::utc;
 
 /// An unknown text is a refusal all the same.
 pub(crate) fn refused(text: &str) -> Refused {
+    let own = own_words(text);
     let known = REFUSALS
         .iter()
-        .find(|(_, words)| words.iter().any(|words| text.contains(words)));
+        .find(|(_, words)| words.iter().any(|words| own.contains(words)));
     Refused {
         code: known.map_or(AppraisalFailed, |(code, _)| *code),
         text: with_dates(text),
     }
 }
+
+/// The text up to where it repeats what a stranger wrote: whoever writes `CertRevoked` into a
+/// document that cannot be read must not decide what the refusal says.
+fn own_words(text: &str) -> &str {
+    let ends = QUOTING
+        .iter()
+        .filter_map(|head| Some(text.find(head)? + head.len()));
+    ends.min().map_or(text, |end| &text[..end])
+}
+
+/// Behind these the library repeats what it could not read: texts of JSON, labels of PEM.
+const QUOTING: &[&str] = &[
+    "Failed to decode TcbInfo",
+    "Failed to decode QeIdentity",
+    "Unsupported QE Identity id/version",
+    "Failed to parse certs",
+];
 
 /// `UnixTime(1800000000)`, which the library prints, as a date.
 fn with_dates(text: &str) -> String {
@@ -31,7 +49,7 @@ fn with_dates(text: &str) -> String {
     readable
 }
 
-/// The first line of which words stand in the text gives the code. The tests hold the words to the
+/// The first line of which words stand in the library's own text gives the code. The tests hold the words to the
 /// library's source, so that an upgrade that says something else is seen.
 const REFUSALS: &[(RejectionCode, &[&str])] = &[
     // Before the lines on debug and on the collateral, whose words this text contains too.
@@ -283,6 +301,10 @@ mod tests {
         let texts: Vec<_> = files.into_iter().flat_map(read).collect();
         assert!(texts.len() > 100, "{}: the source is not read", texts.len());
 
+        for head in QUOTING {
+            let said = texts.iter().any(|text| text.starts_with(head));
+            assert!(said, "no text begins with {head:?}");
+        }
         let words = || REFUSALS.iter().flat_map(|(_, words)| words.iter());
         for text in &texts {
             assert!(
@@ -333,6 +355,28 @@ mod tests {
             ),
         ] {
             assert_eq!(refused(text).code, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_library_repeats_decides_nothing() {
+        for (head, code) in [
+            ("Failed to decode TcbInfo", CollateralMalformed),
+            ("Failed to decode QeIdentity", CollateralMalformed),
+            ("Failed to parse certs", ChainInvalid),
+            (
+                "Failed to extract PCK certificates from quote: Failed to parse certs",
+                ChainInvalid,
+            ),
+            (
+                "Unsupported QE Identity id/version for the quote TEE type",
+                CollateralMismatch,
+            ),
+        ] {
+            for words in REFUSALS.iter().flat_map(|(_, words)| words.iter()) {
+                let text = format!("{head}: invalid: \"x: {words}\"");
+                assert_eq!(refused(&text).code, code, "{text}");
+            }
         }
     }
 

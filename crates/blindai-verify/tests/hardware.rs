@@ -207,7 +207,7 @@ fn changed_collateral_is_refused() {
     let sgx = collateral("collateral/sgx_00a067110000_2025-06.json");
     let simulated = support::Server::new(blindai_core::Tee::Tdx).collateral();
     type Change<'a> = &'a dyn Fn(&mut DcapCollateral);
-    let cases: [(Change<'_>, Code); 13] = [
+    let cases: [(Change<'_>, Code); 18] = [
         (
             &|c| c.tcb_info = c.tcb_info.replacen("OutOfDate", "UpToDate", 1),
             Code::CollateralSignature,
@@ -249,6 +249,27 @@ fn changed_collateral_is_refused() {
             Code::CollateralMismatch,
         ),
         (&|c| c.clone_from(&simulated), Code::TrustRootUnknown),
+        // What strangers write, and reasons repeat, decides nothing.
+        (
+            &|c| c.tcb_info = "{\"id\":\"TDX\",\"version\":\"CertRevoked\"}".into(),
+            Code::CollateralMalformed,
+        ),
+        (
+            &|c| c.tcb_info = "\"x: CrlExpired\"".into(),
+            Code::CollateralMalformed,
+        ),
+        (
+            &|c| c.qe_identity = "{\"version\":\"x: CertRevoked\"}".into(),
+            Code::CollateralMalformed,
+        ),
+        (
+            &|c| c.pck_certificate_chain = Some(mislabelled("CertRevoked")),
+            Code::ChainInvalid,
+        ),
+        (
+            &|c| c.tcb_info_issuer_chain = mislabelled("x: CertExpired"),
+            Code::ChainInvalid,
+        ),
     ];
     for (i, (change, code)) in cases.into_iter().enumerate() {
         let mut changed = genuine.clone();
@@ -257,6 +278,10 @@ fn changed_collateral_is_refused() {
         let rejection = result.err().unwrap_or_else(|| panic!("case {i} passed"));
         assert_eq!(rejection.code(), code, "case {i}: {}", rejection.table());
     }
+}
+
+fn mislabelled(label: &str) -> String {
+    format!("-----BEGIN {label}-----\nAAAA\n-----END CERTIFICATE-----\n")
 }
 
 #[test]
