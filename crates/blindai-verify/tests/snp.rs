@@ -530,6 +530,14 @@ fn policies_that_name_no_code_do_not_compile() {
             "names no version",
         ),
         (
+            format!(
+                "{measured}[sev-snp.min_reported_tcb.milan]\nsnp = 1\n\
+                 [sev-snp.min_reported_tcb.genoa]\n[sev-snp.min_committed_tcb.turin]"
+            ),
+            "sev-snp.min_reported_tcb.genoa names no version; \
+             sev-snp.min_committed_tcb.turin names no version",
+        ),
+        (
             format!("{measured}[sev-snp.min_reported_tcb.milan]\nfmc = 1"),
             "milan.fmc is not a known key",
         ),

@@ -70,12 +70,16 @@ fn read_minimum(section: &mut Section<'_>, key: &str) -> Minimum {
     for product in Product::ALL {
         if let Some(mut versions) = products.section(product.key()) {
             let components = product.components().into_iter();
+            // Any version of the product would pass.
+            if versions.table.is_empty() {
+                versions.problem("", "names no version");
+            }
             let least = components.filter_map(|c| Some((c, versions.integer(c.name())?)));
             minimum.push((product, least.collect()));
             versions.finish();
         }
     }
-    if minimum.iter().all(|(_, least)| least.is_empty()) {
+    if minimum.is_empty() {
         products.problem("", "names no version");
     }
     products.finish();
