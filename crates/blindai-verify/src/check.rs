@@ -104,6 +104,7 @@ pub mod checks {
     pub const VMPL: &str = "vmpl";
     pub const REPORTED_TCB: &str = "reported_tcb";
     pub const COMMITTED_TCB: &str = "committed_tcb";
+    pub const LAUNCH_TCB: &str = "launch_tcb";
     pub const PLATFORM_INFO: &str = "platform_info";
 }
 

@@ -320,6 +320,8 @@ pub(crate) static FIELDS: &[Field] = {
             "The security versions that the signer's certificate is for."),
         field(SNP, Hardware, "committed_tcb", Shown, Offer,
             "The security versions that the machine cannot go behind any more."),
+        field(SNP, Hardware, "launch_tcb", Shown, Offer,
+            "The security versions with which the guest was started."),
     ]
 };
 

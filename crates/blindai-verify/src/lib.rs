@@ -99,6 +99,9 @@
 //!     microcode = 219
 //!     [sev-snp.min_committed_tcb.milan]
 //!     snp = 24
+//!     ## Of the guest's start. Default: min_committed_tcb, or else min_reported_tcb.
+//!     [sev-snp.min_launch_tcb.milan]
+//!     snp = 24
 //!
 //!     ## Intel's patch level. Default: UpToDate, without open advisories.
 //!     [tcb]

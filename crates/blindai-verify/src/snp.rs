@@ -307,13 +307,14 @@ fn check_versions(
     policy: &Policy,
     table: &mut Table,
 ) {
-    let detail = "AMD gives none; see reported_tcb and committed_tcb";
+    let detail = "AMD gives none; see reported_tcb, committed_tcb and launch_tcb";
     table.not_asked(checks::TCB_STATUS, detail);
     let (reported, committed) = (report.reported_tcb(), report.committed_tcb());
-    let asked = &policy.snp;
+    let (launch, asked) = (report.launch_tcb(), &policy.snp);
     for (name, found, least) in [
         (checks::REPORTED_TCB, reported, &asked.min_reported_tcb),
         (checks::COMMITTED_TCB, committed, &asked.min_committed_tcb),
+        (checks::LAUNCH_TCB, launch, asked.launch_minimum()),
     ] {
         match product {
             Some(product) => check_minimum(name, found, product, least, table),
@@ -375,6 +376,7 @@ fn values(report: Report<'_>) -> Values {
         ("current_tcb", bytes(report.current_tcb().0)),
         ("reported_tcb", bytes(report.reported_tcb().0)),
         ("committed_tcb", bytes(report.committed_tcb().0)),
+        ("launch_tcb", bytes(report.launch_tcb().0)),
     ];
     values.extend(report.cpu().map(|cpu| ("cpu", bytes(cpu))));
     values

@@ -73,6 +73,7 @@ fn every_check_of_every_table_stands_there() {
         checks::VMPL,
         checks::REPORTED_TCB,
         checks::COMMITTED_TCB,
+        checks::LAUNCH_TCB,
         checks::PLATFORM_INFO,
     ] {
         let name = format!("`{check}`");

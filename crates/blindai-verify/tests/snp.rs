@@ -366,6 +366,46 @@ fn the_parts_of_a_turins_patch_level_have_places_of_their_own() {
     provider("min_committed_tcb").unwrap();
 }
 
+/// What a policy with these lines says of a guest that was started at microcode 80, on a machine that
+/// has 84 by now.
+fn started_before_an_update(lines: &str) -> Result<VerifiedReport, Rejection> {
+    let guest = Simulated::new(|draft| {
+        if let Draft::Report(report) = draft {
+            report[0x1f7] = 80;
+        }
+    });
+    let measurement = "01".repeat(48);
+    let text = format!("tee = [\"sev-snp\"]\n[sev-snp]\nmeasurement = [{measurement:?}]\n{lines}");
+    guest.verify(
+        &Policy::from_toml(&text)
+            .unwrap()
+            .dangerous_accept_simulation(),
+    )
+}
+
+#[test]
+fn a_guest_that_was_started_on_old_firmware_is_refused_where_a_minimum_is_named() {
+    let least =
+        |key: &str, version: u8| format!("[sev-snp.min_{key}_tcb.genoa]\nmicrocode = {version}\n");
+    let verdict = started_before_an_update("").unwrap();
+    assert!(
+        verdict
+            .details()
+            .contains(&("launch_tcb", "0a00000000001750".into()))
+    );
+    started_before_an_update(&least("launch", 80)).unwrap();
+    for key in ["launch", "committed", "reported"] {
+        let refused = started_before_an_update(&least(key, 81));
+        let rejection = assert_code(refused, Code::TcbMinimum);
+        assert_eq!(outcome(&rejection, checks::LAUNCH_TCB), Outcome::Fail);
+    }
+    // Its own minimum, where there is one; otherwise that of what cannot be gone behind.
+    let committed = least("committed", 84);
+    started_before_an_update(&(least("launch", 80) + &committed)).unwrap();
+    let reported = least("reported", 84);
+    started_before_an_update(&(least("committed", 80) + &reported)).unwrap();
+}
+
 #[test]
 fn the_signer_of_the_identity_stands_in_for_the_measurement() {
     let text = |at: std::ops::Range<usize>| hex::encode(&MILAN.report()[at]);
@@ -607,7 +647,12 @@ fn what_changed_between_machines_is_told() {
         differences.iter().map(|d| d.name()).collect::<Vec<_>>()
     };
     // The same image on another product.
-    assert_eq!(names(GENOA), [checks::REPORTED_TCB, checks::COMMITTED_TCB]);
+    let levels = [
+        checks::REPORTED_TCB,
+        checks::COMMITTED_TCB,
+        checks::LAUNCH_TCB,
+    ];
+    assert_eq!(names(GENOA), levels);
     let provider = [
         "measurement",
         "host_data",

@@ -14,6 +14,21 @@ pub(crate) struct SnpPolicy {
     pub vmpls: Vec<u32>,
     pub min_reported_tcb: Minimum,
     pub min_committed_tcb: Minimum,
+    pub min_launch_tcb: Minimum,
+}
+
+impl SnpPolicy {
+    /// What the guest's start is held to: a guest that was started on firmware with a hole stays
+    /// lost when its machine is updated beneath it, so who asks for the one asks for the other.
+    pub fn launch_minimum(&self) -> &Minimum {
+        let minima = [
+            &self.min_launch_tcb,
+            &self.min_committed_tcb,
+            &self.min_reported_tcb,
+        ];
+        let named = minima.into_iter().find(|minimum| !minimum.is_empty());
+        named.unwrap_or(&self.min_launch_tcb)
+    }
 }
 
 /// The least security versions of each product; of none, any.
@@ -29,6 +44,7 @@ impl Default for SnpPolicy {
             vmpls: vec![0],
             min_reported_tcb: Vec::new(),
             min_committed_tcb: Vec::new(),
+            min_launch_tcb: Vec::new(),
         }
     }
 }
@@ -48,6 +64,7 @@ pub(super) fn read(section: &mut Section<'_>) -> SnpPolicy {
         vmpls: read_vmpls(section).unwrap_or(strict.vmpls),
         min_reported_tcb: read_minimum(section, "min_reported_tcb"),
         min_committed_tcb: read_minimum(section, "min_committed_tcb"),
+        min_launch_tcb: read_minimum(section, "min_launch_tcb"),
     }
 }
 

@@ -125,6 +125,8 @@ impl Seen {
         );
         draft_tcb("min_reported_tcb", report.reported_tcb(), product, draft);
         draft_tcb("min_committed_tcb", report.committed_tcb(), product, draft);
+        draft.comment("With which the guest was started.");
+        draft_tcb("min_launch_tcb", report.launch_tcb(), product, draft);
     }
 
     fn draft_crl(&self, draft: &mut Draft) {
@@ -198,6 +200,7 @@ fn asked(name: &str, policy: &Policy) -> String {
         checks::MIGRATION_AGENT => "no migration agent".to_owned(),
         checks::REPORTED_TCB => minimum(&snp.min_reported_tcb),
         checks::COMMITTED_TCB => minimum(&snp.min_committed_tcb),
+        checks::LAUNCH_TCB => minimum(snp.launch_minimum()),
         _ => "what is known".to_owned(),
     }
 }

@@ -177,6 +177,11 @@ impl<'a> Report<'a> {
         Tcb(self.bytes(0x1e0))
     }
 
+    /// The patch level with which the guest was started; the machine may have been updated since.
+    pub fn launch_tcb(self) -> Tcb {
+        Tcb(self.bytes(0x1f0))
+    }
+
     fn key_info(self) -> u32 {
         self.number(0x48)
     }
