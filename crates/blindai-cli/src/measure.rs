@@ -52,7 +52,11 @@ impl Tee {
     /// When a file cannot be read or used.
     pub fn run(&self) -> Result<ExitCode> {
         let Tee::SevSnp(guest) = self;
-        output::print(guest.measurement()?);
+        let measurement = guest.measurement()?;
+        if guest.kernel.is_none() {
+            output::warn(FIRMWARE_ONLY);
+        }
+        output::print(measurement);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -107,6 +111,8 @@ fn bits(text: &str) -> Result<u64, &'static str> {
     bits.map_err(|_| "write a number, decimal or 0x…")
 }
 
+const FIRMWARE_ONLY: &str = "WARNING: without --kernel this is the measurement of the firmware only: \
+                             whatever the host boots has it";
 /// Initial disks are large; what is larger than this is no initial disk.
 const FILE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 

@@ -110,6 +110,12 @@ fn a_launch_measurement_is_computed_from_files() {
     // The answer of the crate sev 8.0.0 to the same question.
     let want = "6d287813eb5222d770f75005c664e34c204f385ce832cc2ce7d0d6f354454362f390ef83a92046c042e706363b4b08fa\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), want);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let firmware_only = with(&[]);
+    assert!(firmware_only.status.success());
+    let warning = String::from_utf8(firmware_only.stderr).unwrap();
+    assert!(warning.contains("firmware only"), "{warning}");
+    assert_eq!(warning.lines().count(), 1);
     let debug_swap = with(&[&kernel[..], &["--guest-features", "0x21"]].concat());
     assert!(debug_swap.stdout.starts_with(b"803f691094946e42"));
     let refused = [

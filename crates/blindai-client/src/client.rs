@@ -52,7 +52,12 @@ impl ConnectOptions {
         self
     }
 
-    /// As [`ConnectOptions::collateral`], and takes what the server staples when none can be fetched.
+    /// As [`ConnectOptions::collateral`], and takes what the server staples when the source cannot be
+    /// reached, refuses, or knows nothing of the platform.
+    ///
+    /// Whoever can keep the source from answering then decides that old news counts, until the lists
+    /// of the server's collateral end. An answer that cannot be read, and evidence that names no
+    /// platform, are errors all the same.
     pub fn collateral_or_stapled(mut self, fetcher: Fetcher) -> Self {
         self.collateral = CollateralFrom::FetchedOrServer(fetcher);
         self

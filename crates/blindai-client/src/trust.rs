@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blindai_collateral::Fetcher;
+use blindai_collateral::{CollateralErrorKind, Fetcher};
 use blindai_core::{EvidenceDocument, Nonce, Seen, api};
 use blindai_verify::{Binding, CertificateEvidence, Policy, Rejection, VerifiedReport};
 use http::{HeaderValue, Method, StatusCode};
@@ -71,10 +71,21 @@ impl CollateralFrom {
                 document.collateral_status = None;
                 Ok(())
             }
-            (Err(_), Self::FetchedOrServer(_)) if document.collateral.is_some() => Ok(()),
+            (Err(error), Self::FetchedOrServer(_))
+                if document.collateral.is_some() && is_absent(error.kind()) =>
+            {
+                Ok(())
+            }
             (Err(error), _) => Err(error.into()),
         }
     }
+}
+
+/// Whether a source gives nothing. Any other error may be the server's doing: evidence that names no
+/// platform would make every client that brings its own collateral take the server's.
+fn is_absent(error: CollateralErrorKind) -> bool {
+    use CollateralErrorKind::{NotFound, Refused, Unreachable};
+    matches!(error, NotFound | Refused | Unreachable)
 }
 
 /// Gives the time in seconds since 1970.

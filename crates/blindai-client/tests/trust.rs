@@ -470,6 +470,9 @@ async fn stapled_collateral_is_a_fallback_only_when_asked_for() {
     let error = refused(&server, options(&time).collateral(fetcher.clone())).await;
     assert_eq!(error.kind(), ErrorKind::Attestation);
     assert_eq!(error.code(), "collateral-unreadable");
+    let lenient = options(&time).collateral_or_stapled(fetcher.clone());
+    let error = refused(&server, lenient).await;
+    assert_eq!(error.code(), "collateral-unreadable");
     drop(folder);
     let error = refused(&server, options(&time).collateral(fetcher.clone())).await;
     assert_eq!(error.code(), "collateral-not-found");
@@ -480,6 +483,23 @@ async fn stapled_collateral_is_a_fallback_only_when_asked_for() {
     let (_folder, fetcher) = own_collateral(&collateral_of(&Identity::new(MEASUREMENT, &time)));
     let error = refused(&server, options(&time).collateral_or_stapled(fetcher)).await;
     assert_eq!(error.code(), "chain-invalid");
+}
+
+#[tokio::test]
+async fn a_server_cannot_make_clients_take_what_it_staples() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let (_folder, fetcher) = own_collateral(&collateral_of(&identity));
+    server.attest_with(move |nonce| {
+        let mut evidence = identity.evidence(Some(nonce));
+        // Cut before the certificates that name the platform.
+        evidence.quote.truncate(500);
+        let collateral = identity.platform.collateral().unwrap();
+        EvidenceDocument::new(Tee::Sgx, evidence, collateral).to_json()
+    });
+    let lenient = options(&time).collateral_or_stapled(fetcher);
+    let error = refused(&server, lenient).await;
+    assert_eq!(error.code(), "collateral-platform-unknown");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use blindai_core::{Collateral, SnpCollateral};
 use der::Document;
 use der::pem::LineEnding;
+use x509_cert::Certificate;
 
 use crate::http::Http;
 use crate::platform::{Product, Signer, Snp};
@@ -17,8 +18,10 @@ pub(crate) async fn fetch(
     supplied: Option<&SnpCollateral>,
 ) -> Result<Collateral, CollateralError> {
     let service = service.trim_end_matches('/');
-    let mut last = not_found("no product of this processor is known");
-    for &product in platform.products {
+    let named = supplied.and_then(issuing_product);
+    let fits = |product: &&Product| named.is_none_or(|named| named == **product);
+    let mut last = not_found("the signer that was supplied is of another product than the report");
+    for &product in platform.products.iter().filter(fits) {
         match of_product(http, service, product, platform, supplied).await {
             // A report before version 3 does not say its product: the next one is tried.
             Err(error) if is_unknown(&error) => last = error,
@@ -26,6 +29,21 @@ pub(crate) async fn fetch(
         }
     }
     Err(last)
+}
+
+/// The product whose authority issued the supplied certificate: the chain and the list to fetch are
+/// that authority's. A report before version 3 does not say its product, and where no certificate is
+/// asked for, no answer tells that the guess was wrong.
+fn issuing_product(supplied: &SnpCollateral) -> Option<Product> {
+    let signer = Certificate::load_pem_chain(supplied.signer.as_bytes()).ok()?;
+    let issuer = signer.first()?.tbs_certificate().issuer().to_string();
+    let common_name = issuer
+        .split(',')
+        .find_map(|part| part.trim().strip_prefix("CN="))?;
+    let product = common_name.strip_prefix("SEV-")?;
+    let product = product.strip_prefix("VLEK-").unwrap_or(product);
+    let products = [Product::Milan, Product::Genoa, Product::Turin];
+    products.into_iter().find(|known| known.as_str() == product)
 }
 
 async fn of_product(

@@ -132,18 +132,45 @@ async fn the_chip_is_asked_for_as_its_certificate_names_it_and_what_comes_verifi
     }
 }
 
+fn supplied(name: &str) -> Collateral {
+    let signer = certificate(name);
+    let der = der::Document::try_from(signer.to_der().unwrap()).unwrap();
+    let signer = der.to_pem("CERTIFICATE", der::pem::LineEnding::LF).unwrap();
+    Collateral::Snp(SnpCollateral {
+        signer,
+        issuer_chain: None,
+        crl: None,
+    })
+}
+
+#[tokio::test]
+async fn a_supplied_certificate_says_whose_issuers_to_ask_for() {
+    let service = Service::start(move |asked, _| {
+        Some(match asked {
+            "/vcek/v1/Milan/cert_chain" => ok(chain("Milan")),
+            "/vcek/v1/Genoa/cert_chain" => ok(chain("Genoa")),
+            asked if asked.ends_with("/crl") => ok(crl()),
+            _ => status(StatusCode::NOT_FOUND),
+        })
+    });
+    let service = service.await;
+    // Of version 2, which leaves Milan and Genoa open.
+    let unsaid = report("trustee_milan_v2");
+    for row in &ROWS[..2] {
+        let fetched = fetch(&service, &unsaid, Some(&supplied(row.1))).await;
+        let Collateral::Snp(collateral) = fetched.unwrap().collateral else {
+            panic!("not of SEV-SNP")
+        };
+        assert_eq!(collateral.issuer_chain, Some(chain(row.2)));
+    }
+    let turin = supplied(ROWS[2].1);
+    let error = fetch(&service, &unsaid, Some(&turin)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.fact().contains("another product"), "{error}");
+}
+
 #[tokio::test]
 async fn what_the_platform_supplied_is_not_asked_for() {
-    let supplied = |name: &str| {
-        let signer = certificate(name);
-        let der = der::Document::try_from(signer.to_der().unwrap()).unwrap();
-        let signer = der.to_pem("CERTIFICATE", der::pem::LineEnding::LF).unwrap();
-        Collateral::Snp(SnpCollateral {
-            signer,
-            issuer_chain: None,
-            crl: None,
-        })
-    };
     let service = kds(&ROWS[0], crl()).await;
     let own = supplied(ROWS[0].1);
     fetch(&service, &report(ROWS[0].0), Some(&own))

@@ -74,7 +74,7 @@ impl Stapling {
     /// Looks for newer collateral for this quote or report, and says in the log how it stands.
     /// `supplied` is what the platform has itself. What is held stays where nothing better is found.
     pub async fn refresh(&self, quote: &[u8], supplied: Option<Collateral>, now: u64) {
-        let (found, problem) = self.find(quote, supplied).await;
+        let (found, problem) = self.find(quote, supplied, now).await;
         let mut held = Held::clone(&self.held.load());
         held.take(found, problem, now);
         self.held.store(held.into());
@@ -104,8 +104,13 @@ impl Stapling {
         &self,
         quote: &[u8],
         supplied: Option<Collateral>,
+        now: u64,
     ) -> (Option<Fetched>, Option<&'static str>) {
-        let enough = supplied.as_ref().is_some_and(is_whole);
+        // A host that hands over an old list, or no list at all under its name, must not keep a
+        // source from being asked.
+        let enough = supplied.as_ref().is_some_and(|supplied| {
+            is_whole(supplied) && Validity::of(supplied).is_ok_and(|v| v.contains(now))
+        });
         let fetcher = self.fetcher.as_ref().filter(|_| !enough);
         let fetched = match fetcher {
             Some(fetcher) => fetcher.fetch(quote, supplied.as_ref()).await.map(Some),
@@ -200,7 +205,9 @@ const SOURCE_IS_STALE: &str = "collateral-stale";
 mod tests {
     use std::sync::Arc;
 
-    use blindai_core::SnpCollateral;
+    use blindai_collateral::Source;
+    use blindai_core::{ReportData, SnpCollateral};
+    use blindai_tee::{Attester as _, Measurement, Simulation, SimulationOptions};
 
     use super::*;
 
@@ -226,6 +233,47 @@ mod tests {
                 not_after,
             },
         }
+    }
+
+    #[tokio::test]
+    async fn a_source_is_asked_unless_what_the_host_supplied_holds() {
+        let (now, folder) = (
+            unix_seconds(SystemTime::now()),
+            tempfile::tempdir().unwrap(),
+        );
+        let at = |time: u64| {
+            let mut options = SimulationOptions::new(Measurement::Launch([1; 48]));
+            options.clock = Arc::new(move || UNIX_EPOCH + Duration::from_secs(time));
+            let platform = Simulation::new(options).unwrap();
+            let collateral = platform.collateral().unwrap().unwrap();
+            let report = platform.quote(&ReportData::of_claims(b"")).unwrap();
+            (report, collateral)
+        };
+        let (report, own) = at(now);
+        let (_, stale) = at(now - 100 * 24 * 3600);
+        let mut garbage = own.clone();
+        let Collateral::Snp(part) = &mut garbage else {
+            panic!("not of SEV-SNP")
+        };
+        part.crl = Some(b"no list".to_vec());
+        let path = folder.path().join("collateral.json");
+        std::fs::write(&path, serde_json::to_vec(&own).unwrap()).unwrap();
+        let source = Source::Path(path.clone());
+        let stapled = async |supplied| {
+            let mut stapling = stapling(100);
+            let fetcher = Fetcher::new(source.clone(), &FetchOptions::default());
+            stapling.fetcher = Some(fetcher.unwrap());
+            stapling.refresh(&report, Some(supplied), now).await;
+            let (collateral, status) = stapling.staple(now);
+            (collateral, status.state, status.problem)
+        };
+        let fresh = (Some(own.clone()), CollateralState::Fresh, None);
+        for supplied in [stale, garbage] {
+            assert_eq!(stapled(supplied).await, fresh);
+        }
+        // Where it holds, nobody is asked: there is nobody.
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(stapled(own).await, fresh);
     }
 
     #[test]

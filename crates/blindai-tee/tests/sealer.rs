@@ -94,15 +94,36 @@ fn enclave_keys_of_another_form_are_refused() {
 fn a_guest_asks_for_measurement_and_policy_at_vmpl_0() {
     let device = sev_guest::SevGuest::mount(Answer::Key(1));
     sealer(&device).sealing_key("models").unwrap();
-    // Root key 0, reserved, fields 0b1001, VMPL 0, SVN 0, TCB 0.
+    // The VCEK's root key, reserved, fields 0b1001, VMPL 0, SVN 0, TCB 0.
     let mut request = [0; 32];
+    request[0] = 0b010;
     request[8] = 0b1001;
     assert_eq!(device.tree.asked(), [request]);
 }
 
 #[test]
+fn a_key_that_the_provider_loads_changes_nothing() {
+    let devices = [
+        Answer::Key(1),
+        Answer::Loaded { vlek: 9, vcek: 1 },
+        Answer::Loaded { vlek: 1, vcek: 9 },
+    ]
+    .map(sev_guest::SevGuest::mount);
+    let [none, loaded, other] = devices.each_ref().map(sealer);
+    conforms(&none, &loaded, &other);
+}
+
+#[test]
+fn a_guest_says_what_its_measurement_may_not_hold() {
+    let line = GuestSealer::new(SevGuest::open()).describe();
+    assert!(line.contains("without kernel hashes"), "{line}");
+}
+
+#[test]
 fn firmware_that_fails_gives_no_key() {
     for (answer, fact) in [
+        // It could only be asked for whichever key there is.
+        (Answer::Old(1), "firmware status 0x16"),
         (Answer::Error(0x16), "firmware error 0x16"),
         (Answer::Status(0x16), "firmware status 0x16"),
         (Answer::Nothing, "firmware status 0xffffffff"),

@@ -19,8 +19,9 @@ pub trait DerivedKey: Send + Sync {
 /// What is mixed into a derived key (SEV-SNP firmware ABI, MSG_KEY_REQ).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DerivedKeyRequest {
-    /// Bit 0: from the migration agent's key instead of the chip's (or, where one is loaded, the
-    /// provider's).
+    /// Bit 0: from the root key of this guest (VMRK) instead of that of the chip. Bits 2:1, which of
+    /// the chip's: 0 the provider's (VLEK) where one is loaded and else the chip's own (VCEK), 1 the
+    /// VCEK, 2 the VLEK. Firmware that knows no VLEK wants these two to be zero.
     pub root_key_select: u32,
     /// Which fields of the guest: bit 0 policy, 1 image id, 2 family id, 3 launch measurement, 4
     /// guest SVN, 5 TCB version.
@@ -30,20 +31,31 @@ pub struct DerivedKeyRequest {
 }
 
 impl DerivedKeyRequest {
-    /// The request of [`GuestSealer`]: from the chip's key, for this launch measurement under this
+    /// The request of [`GuestSealer`]: from the chip's own key, for this launch measurement under this
     /// guest policy, at VMPL 0.
+    ///
+    /// The VCEK by name: a VLEK is the same in every machine of a provider, and the host decides when
+    /// it is loaded, so the key would change with it and be had elsewhere. Firmware that does not know
+    /// the choice refuses it, and then there is no key.
     ///
     /// Without the policy, the host could start the same code with debugging on and read the key.
     /// Without VMPL 0, a less privileged part of the guest could ask for it. The TCB version is not
-    /// mixed in: what is sealed outlives updates of the firmware, and rollbacks.
+    /// mixed in beside. Whether the firmware gives the same key after an update or a rollback is its
+    /// own matter: count neither on having it again nor on being rid of it.
     pub const SEALING: Self = Self {
-        root_key_select: 0,
+        root_key_select: VCEK,
         guest_field_select: GUEST_POLICY | MEASUREMENT,
         vmpl: 0,
     };
 }
 
 /// A guest's sealing key.
+///
+/// It is worth what the launch measurement covers. That holds kernel, initial disk and command line
+/// only where the host started them through firmware that checks their digests (`kernel-hashes` of
+/// QEMU); else it is that of the firmware alone, and whatever else the host boots there gets the same
+/// key. From inside the guest the two cannot be told apart: pin a measurement that was computed with
+/// the kernel in it, and let clients verify it.
 pub struct GuestSealer<D>(D);
 
 impl<D: DerivedKey> GuestSealer<D> {
@@ -73,7 +85,9 @@ impl<D: DerivedKey> Sealer for GuestSealer<D> {
     }
 
     fn describe(&self) -> String {
-        "sealed to launch measurement and policy of this sev-snp guest".to_owned()
+        "sealed to chip, launch measurement and policy of this sev-snp guest; without kernel hashes \
+         the measurement is that of its firmware only"
+            .to_owned()
     }
 }
 
@@ -84,5 +98,7 @@ impl<D> fmt::Debug for GuestSealer<D> {
 }
 
 const SOURCE: &str = "sev-snp derived key";
+/// KEY_SEL 1, from bit 1 on.
+const VCEK: u32 = 1 << 1;
 const GUEST_POLICY: u64 = 1 << 0;
 const MEASUREMENT: u64 = 1 << 3;

@@ -19,6 +19,10 @@ pub struct SevGuest {
 pub enum Answer {
     /// A key of this byte.
     Key(u8),
+    /// A VLEK is loaded: keys of these bytes, from it and from the VCEK.
+    Loaded { vlek: u8, vcek: u8 },
+    /// A key of this byte, from firmware that knows no VLEK.
+    Old(u8),
     /// The call fails with this error of the firmware.
     Error(u64),
     /// The call works, and the response holds this status beside a key.
@@ -70,9 +74,16 @@ impl Tree for SevGuest {
             .open("/proc/self/mem")?;
         let mut request = vec![0; 32];
         memory.read_exact_at(&mut request, number(8))?;
+        let select = u32::from_le_bytes(request[..4].try_into().unwrap());
         self.asked.lock().unwrap().push(request);
         let (status, byte, error) = match *self.answer.lock().unwrap() {
-            Answer::Key(byte) => (0, byte, 0),
+            // Reserved bits, and the reserved choice.
+            Answer::Key(_) | Answer::Loaded { .. } if select >= 0b110 => (INVALID_PARAM, 0x77, 0),
+            Answer::Old(_) if select > 1 => (INVALID_PARAM, 0x77, 0),
+            Answer::Loaded { vlek, .. } if matches!(select, 0 | 0b100) => (0, vlek, 0),
+            Answer::Loaded { vcek: byte, .. } | Answer::Key(byte) | Answer::Old(byte) => {
+                (0, byte, 0)
+            }
             Answer::Status(status) => (status, 0x77, 0),
             Answer::Error(error) => (0, 0x77, error),
             Answer::Nothing => return Ok(message.to_vec()),
@@ -85,3 +96,5 @@ impl Tree for SevGuest {
 
 /// `SNP_GET_DERIVED_KEY` on x86-64.
 const GET_DERIVED_KEY: u32 = 0xc020_5301;
+/// The firmware's status for what it does not know.
+const INVALID_PARAM: u32 = 0x16;
