@@ -17,8 +17,9 @@ impl Observation {
     /// changes, and in comments what would be weaker or stronger. It is a draft: a person has to
     /// judge each line.
     ///
-    /// What is not up to date is accepted for 30 days from the time of the observation. Debug is
-    /// not accepted: the line for it stands in a comment.
+    /// What is not up to date is accepted for 30 days from the time of the observation. Debug, a
+    /// missing revocation list and a privilege level but 0 are not accepted: the lines for them
+    /// stand in comments, because evidence that nobody judged must not weaken the policy.
     pub fn to_policy_toml(&self) -> String {
         let mut draft = Draft(String::new());
         self.draft_head(&mut draft);

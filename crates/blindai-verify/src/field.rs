@@ -304,16 +304,18 @@ pub(crate) static FIELDS: &[Field] = {
         field(SNP, Setup, "host_data", OneOf(32), PinUnlessZero,
             "What the host named when it started the guest: some systems bind their configuration \
              here."),
-        field(SNP, Setup, "guest_policy", Shown, Offer,
-            "What the guest was started with as allowed."),
+        field(SNP, Setup, "guest_policy", Bits(8), Offer,
+            "What the guest was started with as allowed, least significant byte first."),
         field(SNP, Setup, "vmpl", Shown, Offer,
             "The privilege level inside the guest that asked for the report; 0 may do most."),
         field(SNP, Hardware, "chip_id", OneOf(64), Offer,
             "The machine itself. With this line only this machine passes. Zeros when its host masks it."),
         field(SNP, Hardware, "cpu", Shown, Offer,
             "Family, model and stepping."),
-        field(SNP, Hardware, "platform_info", Shown, Offer,
-            "How the machine is set up: SMT, memory encryption, ECC and more."),
+        field(SNP, Hardware, "platform_info", Bits(8), Offer,
+            "How the machine is set up, least significant byte first. Of the first byte: 01 SMT, 02 \
+             TSME, 04 ECC, 08 RAPL disabled, 10 ciphertext hiding, 20 memory checked for aliases \
+             (BadRAM), 80 TIO. To ask for one alone, name it in value and mask."),
         field(SNP, Hardware, "current_tcb", Shown, Offer,
             "The security versions that run."),
         field(SNP, Hardware, "reported_tcb", Shown, Offer,

@@ -91,6 +91,9 @@
 //!     require_crl = true          # the default: without AMD's revocation list nothing passes
 //!     forbid_smt = true           # default false: the guest may share cores with strangers
 //!     min_abi = "0.31"            # default any: the oldest firmware interface that the guest accepts
+//!     ## Bits of PLATFORM_INFO and of the guest's policy, least significant byte first. Default any.
+//!     ## Here: the memory was checked for aliases (BadRAM).
+//!     platform_info = { value = "2000000000000000", mask = "2000000000000000" }
 //!     dangerous_allow_migration_agent = false  # the default; such an agent can read everything
 //!     ## Security versions, for each product (milan, genoa, turin). Default: any; once one product is
 //!     ## named, the others are refused. Of bootloader, tee, snp, microcode and, for turin, fmc.

@@ -81,6 +81,10 @@ impl Policy {
         }
     }
 
+    pub(crate) fn pins_field(&self, name: &str) -> bool {
+        self.pins.iter().any(|pin| pin.field.name == name)
+    }
+
     /// The way to policies that protect nothing. For tests and demonstrations.
     pub fn dangerous() -> DangerousPolicy {
         DangerousPolicy(())

@@ -254,7 +254,10 @@ fn check_guest(report: Report<'_>, policy: &Policy, table: &mut Table) {
             "{unknown:#x} in the guest's policy may allow anything"
         )),
     };
-    table.decide(checks::GUEST_POLICY, Code::GuestPolicy, known);
+    // A pin has a line of this name of its own.
+    if unknown != 0 || !policy.pins_field(checks::GUEST_POLICY) {
+        table.decide(checks::GUEST_POLICY, Code::GuestPolicy, known);
+    }
     let agent = match (guest.allows_migration_agent(), asked.allow_migration_agent) {
         (false, _) => Ok("not allowed".to_owned()),
         (true, true) => Ok("ALLOWED, as the policy allows: it can read everything".to_owned()),
@@ -272,8 +275,10 @@ fn check_guest(report: Report<'_>, policy: &Policy, table: &mut Table) {
         )),
     };
     table.decide(checks::VMPL, Code::Vmpl, level);
-    let info = report.platform_info();
-    table.not_asked(checks::PLATFORM_INFO, describe_platform(info));
+    if !policy.pins_field(checks::PLATFORM_INFO) {
+        let info = describe_platform(report.platform_info());
+        table.not_asked(checks::PLATFORM_INFO, info);
+    }
 }
 
 fn check_smt(guest: GuestPolicy, forbidden: bool, table: &mut Table) {

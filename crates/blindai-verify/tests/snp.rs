@@ -288,6 +288,8 @@ fn each_line_of_the_policy_is_held_to() {
         "min_guest_svn = 2",
         "min_abi = \"0.31\"",
         "dangerous_allow_migration_agent = true",
+        "platform_info = { value = \"2000000000000000\", mask = \"2000000000000000\" }",
+        "guest_policy = { value = \"0000030000000000\", mask = \"0000ff0000000000\" }",
         "[sev-snp.min_reported_tcb.milan]\nbootloader = 4\ntee = 0\nsnp = 24\nmicrocode = 219",
         "[sev-snp.min_committed_tcb.milan]\nmicrocode = 219\n[sev-snp.min_committed_tcb.turin]\nfmc = 9",
     ] {
@@ -310,6 +312,19 @@ fn each_line_of_the_policy_is_held_to() {
         (format!("image_id = {}", other(16)), Code::SignerMismatch),
         (format!("chip_id = {}", other(64)), Code::HardwareMismatch),
         ("min_guest_svn = 3".into(), Code::SignerMismatch),
+        // SMT off; no ciphertext hiding; SMT not allowed.
+        (
+            "platform_info = { value = \"0000000000000000\", mask = \"0100000000000000\" }".into(),
+            Code::HardwareMismatch,
+        ),
+        (
+            "platform_info = { value = \"1000000000000000\", mask = \"1000000000000000\" }".into(),
+            Code::HardwareMismatch,
+        ),
+        (
+            "guest_policy = { value = \"0000000000000000\", mask = \"0000010000000000\" }".into(),
+            Code::SetupMismatch,
+        ),
         ("min_abi = \"0.32\"".into(), Code::GuestPolicy),
         ("min_abi = \"1.0\"".into(), Code::GuestPolicy),
         ("forbid_smt = true".into(), Code::GuestPolicy),
@@ -595,8 +610,16 @@ fn policies_that_name_no_code_do_not_compile() {
     }
 }
 
+/// A written policy after a person judged what it does not accept by itself.
+fn judged(text: &str) -> Policy {
+    let text = text
+        .replace("\n# require_crl = false", "\nrequire_crl = false")
+        .replace("\n# vmpl = ", "\nvmpl = ");
+    Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"))
+}
+
 #[test]
-fn a_policy_written_from_a_report_accepts_it() {
+fn a_policy_written_from_a_report_accepts_it_once_its_weak_lines_are_judged() {
     for machine in [MILAN, GENOA, TURIN, MILAN_V2, VLEK] {
         let collateral = Collateral::Snp(machine.collateral());
         let seen = observe(&machine.report(), Some(&collateral), machine.now).unwrap();
@@ -605,12 +628,42 @@ fn a_policy_written_from_a_report_accepts_it() {
         };
         assert_eq!(verified.tcb_status(), "reported");
         let text = seen.to_policy_toml();
-        let policy = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        let strict = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        let rejection = assert_code(machine.appraise(&strict), Code::CrlMissing);
+        let at_zero = outcome(&rejection, checks::VMPL) == Outcome::Pass;
+        assert_eq!(at_zero, machine.report != VLEK.report);
+        let weak = match at_zero {
+            true => &[checks::REVOCATION][..],
+            false => &[checks::REVOCATION, checks::VMPL],
+        };
+        let differences = strict.differences(&seen);
+        let names: Vec<_> = differences.iter().map(|d| d.name()).collect();
+        assert_eq!(names, weak);
+        // The oldest interface, too, where the guest accepts any.
+        let to_judge = weak.len() + text.matches("\n# min_abi = \"0.0\"").count();
+        assert_eq!(text.matches("TO BE JUDGED").count(), to_judge);
+
+        let policy = judged(&text);
         machine
             .appraise(&policy)
             .unwrap_or_else(|r| panic!("{}", r.table()));
         assert_eq!(policy.differences(&seen), []);
-        assert!(text.contains("min_reported_tcb.") && text.contains("require_crl = false"));
+        assert!(text.contains("min_reported_tcb.") && text.contains("min_launch_tcb."));
+    }
+}
+
+#[test]
+fn unverified_evidence_weakens_no_policy() {
+    let mut report = VLEK.report();
+    report[0x08..0x0a].fill(0);
+    for vmpl in [1, u32::MAX] {
+        report[0x30..0x34].copy_from_slice(&vmpl.to_le_bytes());
+        let text = observe(&report, None, VLEK.now).unwrap().to_policy_toml();
+        let policy = Policy::from_toml(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        assert_code(VLEK.appraise(&policy), Code::CrlMissing);
+        for weak in ["require_crl = ", "vmpl = ", "min_abi = "] {
+            assert!(!text.lines().any(|line| line.starts_with(weak)), "{text}");
+        }
     }
 }
 
@@ -641,7 +694,7 @@ fn what_changed_between_machines_is_told() {
         let collateral = Collateral::Snp(machine.collateral());
         observe(&machine.report(), Some(&collateral), machine.now).unwrap()
     };
-    let policy = Policy::from_toml(&seen(MILAN).to_policy_toml()).unwrap();
+    let policy = judged(&seen(MILAN).to_policy_toml());
     let names = |machine| {
         let differences = policy.differences(&seen(machine));
         differences.iter().map(|d| d.name()).collect::<Vec<_>>()

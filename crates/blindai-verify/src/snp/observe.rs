@@ -133,17 +133,18 @@ impl Seen {
         match self.has_crl {
             true => draft.comment("The vendor's revocation list has to be there."),
             false => draft.comment(
-                "TO BE JUDGED: no revocation list came with the evidence. With this line, machines \
-                 whose keys are known to be compromised pass. Make it true where the list can be \
-                 fetched.",
+                "TO BE JUDGED: no revocation list came with the evidence, so this policy refuses it. \
+                 Fetch the list. The next line would accept the evidence, and machines whose keys \
+                 are known to be compromised.",
             ),
         }
-        draft.line(&format!("require_crl = {}", self.has_crl));
+        let offered = if self.has_crl { "" } else { "# " };
+        draft.line(&format!("{offered}require_crl = {}", self.has_crl));
     }
 }
 
 fn draft_guest(report: Report<'_>, draft: &mut Draft) {
-    let (guest, vmpl) = (report.guest_policy(), report.vmpl());
+    let guest = report.guest_policy();
     if guest.allows_migration_agent() {
         draft.comment(
             "A MIGRATION AGENT IS ALLOWED, which can read everything inside, so this policy refuses \
@@ -159,13 +160,34 @@ fn draft_guest(report: Report<'_>, draft: &mut Draft) {
     draft.line(&format!("{offered}forbid_smt = true"));
     draft.comment("The oldest firmware interface that the guest accepts.");
     let (major, minor) = guest.abi();
-    draft.line(&format!("min_abi = \"{major}.{minor}\""));
+    let offered = match (major, minor) {
+        (0, 0) => {
+            draft.comment("TO BE JUDGED: the guest accepts any, so there is nothing to ask for.");
+            "# "
+        }
+        _ => "",
+    };
+    draft.line(&format!("{offered}min_abi = \"{major}.{minor}\""));
     draft.comment(
         "The privilege levels inside the guest that may ask for reports. What runs at a level can \
          read the levels with higher numbers.",
     );
-    let offered = if vmpl > 3 { "# " } else { "" };
-    draft.line(&format!("{offered}vmpl = [{vmpl}]"));
+    draft_vmpl(report.vmpl(), draft);
+}
+
+fn draft_vmpl(vmpl: u32, draft: &mut Draft) {
+    match vmpl {
+        0 => draft.line("vmpl = [0]"),
+        1..=3 => {
+            draft.comment(&format!(
+                "TO BE JUDGED: the report was asked for at level {vmpl}, so this policy refuses the \
+                 evidence that it was written from. The next line would accept it, and whatever \
+                 runs at the lower numbers, which can read everything.",
+            ));
+            draft.line(&format!("# vmpl = [{vmpl}]"));
+        }
+        _ => draft.comment("The host asked for this report, not the guest: no policy accepts it."),
+    }
 }
 
 fn draft_tcb(key: &str, tcb: Tcb, product: Product, draft: &mut Draft) {
