@@ -36,9 +36,18 @@ fn a_policy_from_evidence_accepts_it() {
         let (policy, warning) = kept.init();
         assert!(policy.contains("# "), "{policy}");
         assert_eq!(warning, "", "{}", kept.file);
+        let policy = policy.replace("\n# require_crl = false", "\nrequire_crl = false");
         let (code, verdict) = kept.run("verify", &["--json"], &policy);
         assert_eq!(code, 0, "{}: {verdict}", kept.file);
     }
+}
+
+#[test]
+fn a_policy_from_evidence_without_a_revocation_list_refuses_it_until_judged() {
+    let (policy, _) = SNP.init();
+    assert!(policy.contains("TO BE JUDGED"), "{policy}");
+    let (code, verdict) = SNP.run("verify", &["--json"], &policy);
+    assert_eq!((code, &verdict["code"]), (1, &"crl-missing".into()));
 }
 
 #[test]
