@@ -149,6 +149,46 @@ fn a_model_is_uploaded_run_and_deleted() {
 }
 
 #[test]
+fn a_client_that_brings_its_own_collateral_takes_no_other() {
+    let server = Server::start("sgx");
+    server.json(&["attest", "--save", "evidence.json"]);
+    let kept = fs::read(server.folder.path().join("evidence.json")).unwrap();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    let write = |name: &str, text: String| fs::write(server.folder.path().join(name), text);
+    write("own.json", kept["collateral"].to_string()).unwrap();
+    write("broken.json", "{}".to_owned()).unwrap();
+
+    let attest = ["attest", &server.address];
+    let list = ["models", "list", "--server", &server.address];
+    let infer = [
+        &["infer", "none", "--input", "x=x.npy", "--output-dir", "out"],
+        &["--server", &server.address][..],
+    ];
+    write_npy(&server.folder.path().join("x.npy"), &[1.0]);
+    for (command, trusted) in [
+        (&attest[..], ""),
+        (&list, ""),
+        // As far as the server, which has no such model.
+        (&infer.concat(), "model-not-found"),
+    ] {
+        let with = |source| [command, &["--simulation", "--collateral", source]].concat();
+        let output = server.run(&with("own.json"));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), trusted.is_empty(), "{text}");
+        assert!(text.contains(trusted), "{command:?}: {text}");
+        for (source, code) in [
+            ("broken.json", "collateral-unreadable"),
+            ("none.json", "collateral-not-found"),
+        ] {
+            let output = server.run(&with(source));
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command:?}: {text}");
+            assert!(text.contains(code), "{command:?}: {text}");
+        }
+    }
+}
+
+#[test]
 fn a_simulated_server_is_refused_unless_asked_for_by_name() {
     let server = Server::start("tdx");
     let policy = server.folder.path().join("policy.toml");

@@ -5,6 +5,8 @@ mod support;
 use std::fs;
 use std::process::Output;
 
+use blindai_core::{Collateral, ReportData};
+use blindai_tee::{Attester as _, Draft, Measurement, Simulation, SimulationOptions};
 use serde_json::Value;
 
 use support::{blindai, evidence, path};
@@ -167,6 +169,47 @@ fn assert_rejected(name: &str, verdict: &Verdict, reason: &str) {
     );
 }
 
+/// On simulated hardware: the lists that AMD has signed for real revoke nothing yet.
+#[test]
+fn a_revocation_list_decides_where_it_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let verdict = |revoked: Option<&'static [u64]>| {
+        let options = SimulationOptions::new(Measurement::Launch([1; 48]));
+        let platform = Simulation::forged(options, move |draft| {
+            if let (Draft::AmdCrl(list), Some(serials)) = (draft, revoked) {
+                list.revoked = serials.to_vec();
+            }
+        });
+        let platform = platform.unwrap();
+        let report = platform.quote(&ReportData::of_claims(b"")).unwrap();
+        let Some(Collateral::Snp(collateral)) = platform.collateral().unwrap() else {
+            panic!("not of SEV-SNP")
+        };
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let report = write("report", &report);
+        let signer = write("signer.pem", collateral.signer.as_bytes());
+        let chain = write("chain.pem", collateral.issuer_chain.unwrap().as_bytes());
+        let crl = write("crl.der", &collateral.crl.unwrap());
+        let mut command = blindai();
+        command.args(["verify", &report, "--simulation", "--json"]);
+        command.args(["--vcek", &signer, "--chain", &chain]);
+        if revoked.is_some() {
+            command.args(["--crl", &crl]);
+        }
+        let output = command.output().unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), json["code"].clone())
+    };
+    assert_eq!(verdict(Some(&[77])), (0, Value::Null));
+    // The intermediate's serial number.
+    assert_eq!(verdict(Some(&[77, 2])), (1, "certificate-revoked".into()));
+    assert_eq!(verdict(None), (1, "crl-missing".into()));
+}
+
 #[test]
 fn what_cannot_be_judged_has_exit_code_two() {
     let quote = "tdx/dcapqvl_v4_b0c06f.quote";
@@ -217,7 +260,7 @@ fn what_cannot_be_judged_has_exit_code_two() {
         (with(&local("forged.json")), "not an evidence document"),
         (
             add(vec![quote.clone()], &["--policy", &local("forged.toml")]),
-            "trusted",
+            "the policy is refused",
         ),
         (with(&quote), "--collateral FILE"),
         (
