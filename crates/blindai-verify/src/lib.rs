@@ -128,15 +128,22 @@
 //! that nobody named does not compile.
 //!
 //! # What is malleable
-//! A changed bit in what is signed or bound is refused: header and report, signatures, keys, the
-//! certificates of the platform and of its issuer. A quote still has bytes that can be changed
-//! without an effect, so **the bytes of a quote are no name for it**: never key a cache on them.
-//! These and no others, of SGX and TDX; tests hold the list to every byte:
+//! A flipped bit in what is signed or bound is refused: header and report, signatures, keys, the
+//! certificates of the platform and of its issuer. Evidence still has bytes that anybody can change
+//! without an effect, so **the bytes of a quote or report are no name for it**: never key a cache on
+//! them.
+//!
+//! Of all three kinds: each ECDSA signature, a pair of numbers (r, s), has a second form (r, n − s),
+//! which verifies as well. So a report of SEV-SNP has two forms, whose bytes differ in s alone.
+//!
+//! Of SGX and TDX beside that; tests flip a bit of every byte, and no other flip is accepted:
 //! - All that stands behind the quote. Some platforms pad with zeros.
 //! - Line breaks in the text (PEM) of the certificates.
 //! - The text of the third certificate, Intel's root: the one that is built in is used instead. So
 //!   the lengths around the text may be cut, as long as only that certificate is.
 //! - In versions 4 and 5, the outer type of the certification data, which has but one form.
+//! - The whole text of the quote's own chain, when the collateral brings the platform's certificates
+//!   (`pck_certificate_chain`): those are used instead.
 //!
 //! # Simulation
 //! Simulated evidence takes the same path and differs in its trust root only, whose private key is

@@ -4,9 +4,12 @@
 mod support;
 
 use std::ops::Range;
+use std::thread;
 
 use blindai_core::Collateral;
 use blindai_verify::{Policy, observe};
+use p256::Scalar;
+use p256::elliptic_curve::PrimeField as _;
 
 use support::rows::{ROWS, load};
 
@@ -46,8 +49,21 @@ impl Pinned {
 
     /// Where a flipped bit is accepted.
     fn accepted(&self) -> Vec<usize> {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let part = self.quote.len().div_ceil(threads);
+        let parts = (0..self.quote.len()).step_by(part);
+        let parts = parts.map(|at| at..self.quote.len().min(at + part));
+        thread::scope(|scope| {
+            let running = parts.map(|part| scope.spawn(|| self.accepted_in(part)));
+            let running: Vec<_> = running.collect();
+            let accepted = running.into_iter().map(|part| part.join().unwrap());
+            accepted.collect::<Vec<_>>().concat()
+        })
+    }
+
+    fn accepted_in(&self, part: Range<usize>) -> Vec<usize> {
         let mut quote = self.quote.clone();
-        let flipped = (0..quote.len()).filter(|at| {
+        let flipped = part.filter(|at| {
             quote[*at] ^= 1;
             let accepted = self.accepts(&quote);
             quote[*at] ^= 1;
@@ -105,6 +121,62 @@ fn no_bit_of_a_tdx_quote_that_counts_may_flip() {
 fn no_bit_of_a_tdx_quote_of_version_5_that_counts_may_flip() {
     let pinned = Pinned::new("tdx/gotdx_v5_td15_90c06f", "tdx_90c06f_2026-02");
     pinned.assert_accepted(&[834, 835], IN_ROOT);
+}
+
+/// The second form of a P-256 signature, whose numbers stand most significant byte first.
+fn negate_s(signature: &mut [u8]) {
+    let s = Scalar::from_repr(signature[32..].try_into().unwrap()).unwrap();
+    let negated = (-s).to_repr();
+    assert_ne!(signature[32..], negated[..]);
+    signature[32..].copy_from_slice(&negated);
+}
+
+#[test]
+fn each_signature_of_a_quote_has_a_second_form() {
+    for (quote, collateral, signature, enclaves) in [
+        // The quoting enclave's stands behind signature, key and report: 64, 64 and 384 bytes.
+        (
+            "sgx/dcapqvl_00a067110000",
+            "sgx_00a067110000_2025-06",
+            436,
+            436 + 512,
+        ),
+        // The same, with the type and length of the certification data between.
+        (
+            "tdx/dcapqvl_v4_b0c06f",
+            "tdx_b0c06f_2025-06",
+            636,
+            636 + 128 + 6 + 384,
+        ),
+    ] {
+        let pinned = Pinned::new(quote, collateral);
+        for at in [signature, enclaves] {
+            let mut quote = pinned.quote.clone();
+            negate_s(&mut quote[at..at + 64]);
+            assert!(pinned.accepts(&quote), "{at}");
+            quote[at] ^= 1;
+            assert!(!pinned.accepts(&quote), "{at}");
+        }
+    }
+}
+
+#[test]
+fn the_chain_in_a_quote_is_ignored_when_the_collateral_brings_one() {
+    let mut pinned = Pinned::new("sgx/dcapqvl_00a067110000", "sgx_00a067110000_2025-06");
+    let ([leaf, ..], end) = pinned.certificates();
+    let chain = String::from_utf8(pinned.quote[leaf..end].to_vec()).unwrap();
+    let mut changed = pinned.quote.clone();
+    changed[leaf..end].fill(b'x');
+    let Collateral::Dcap(collateral) = &mut pinned.collateral else {
+        panic!("of SGX")
+    };
+    collateral.pck_certificate_chain = None;
+    assert!(pinned.accepts(&pinned.quote) && !pinned.accepts(&changed));
+    let Collateral::Dcap(collateral) = &mut pinned.collateral else {
+        panic!("of SGX")
+    };
+    collateral.pck_certificate_chain = Some(chain);
+    assert!(pinned.accepts(&changed));
 }
 
 #[test]

@@ -11,6 +11,8 @@ use blindai_verify::{
     Binding, Outcome, Policy, QuoteReport, Rejection, RejectionCode as Code, Verification,
     VerifiedReport, appraise_quote, checks, observe, read_certificate, verify,
 };
+use p384::Scalar;
+use p384::elliptic_curve::PrimeField as _;
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
 
@@ -504,6 +506,19 @@ fn no_flipped_bit_of_a_report_is_accepted() {
             assert_eq!(outcome(&rejection, checks::QUOTE), Outcome::Fail, "{at:#x}");
         }
     }
+}
+
+#[test]
+fn the_signature_of_a_report_has_a_second_form() {
+    let (mut report, policy) = (MILAN.report(), MILAN.policy(""));
+    // The number s, least significant byte first.
+    let bytes = &mut report[0x2e8..0x318];
+    bytes.reverse();
+    let s = Scalar::from_repr((&*bytes).try_into().unwrap()).unwrap();
+    bytes.copy_from_slice(&(-s).to_repr());
+    bytes.reverse();
+    assert_ne!(report, MILAN.report());
+    appraise(&report, MILAN.collateral(), &policy, MILAN.now).unwrap();
 }
 
 #[test]
