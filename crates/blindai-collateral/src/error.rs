@@ -102,3 +102,27 @@ impl fmt::Display for CollateralError {
 }
 
 impl std::error::Error for CollateralError {}
+
+#[cfg(test)]
+mod tests {
+    use super::CollateralErrorKind::*;
+
+    #[test]
+    fn every_code_stands_in_the_page_with_its_remedy() {
+        let page = include_str!("../../../docs/verification.md");
+        for kind in [
+            SourceInvalid,
+            PlatformUnknown,
+            Unreachable,
+            Refused,
+            NotFound,
+            TooLarge,
+            Unreadable,
+        ] {
+            let (code, remedy) = (format!("| `{}` |", kind.as_str()), kind.remedy());
+            let row = page.lines().find(|line| line.starts_with(&code));
+            let row = row.unwrap_or_else(|| panic!("no row {code}"));
+            assert!(row.ends_with(&format!("| {remedy} |")), "{row}");
+        }
+    }
+}
