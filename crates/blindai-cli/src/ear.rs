@@ -125,7 +125,8 @@ fn claims(verdict: &Value, policy_id: Option<String>) -> Value {
     token
 }
 
-/// What has no place in the vector: what was judged, as of when, and why it was refused.
+/// What has no place in the vector: what was judged, as of when, why it was refused, and what nobody
+/// looked at.
 fn verifier_claims(verdict: &Value) -> Value {
     let known = [
         "verdict",
@@ -137,20 +138,24 @@ fn verifier_claims(verdict: &Value) -> Value {
     ]
     .into_iter()
     .filter(|key| !verdict[*key].is_null());
-    known
+    let mut claims: Map<_, _> = known
         .map(|key| (format!("blindai_{key}"), verdict[key].clone()))
-        .collect::<Map<_, _>>()
-        .into()
+        .collect();
+    let skipped = Checks(verdict).all().filter(|c| c["outcome"] == "skipped");
+    let skipped = skipped.map(|check| check["name"].clone()).collect();
+    claims.insert("blindai_skipped_checks".to_owned(), skipped);
+    claims.into()
 }
 
-/// A rejection is never better than contraindicated, whatever single claims hold.
+/// A rejection is never better than contraindicated, whatever single claims hold; and what says nothing
+/// of the hardware affirms nothing as a whole.
 fn status(verdict: &Value, vector: &Map<String, Value>) -> &'static str {
     let worst = vector.values().filter_map(Value::as_u64).max();
     match (verdict["verdict"] == "trusted", worst) {
         (false, _) | (true, Some(CONTRAINDICATED..)) => "contraindicated",
         (true, Some(WARNING..)) => "warning",
-        (true, Some(_)) => "affirming",
-        (true, None) => "none",
+        (true, Some(_)) if vector.contains_key("hardware") => "affirming",
+        (true, _) => "none",
     }
 }
 
@@ -233,15 +238,16 @@ impl Checks<'_> {
         }
     }
 
-    /// AMD publishes no status; there the levels that the policy asks for speak.
+    /// AMD publishes no status; there the levels that the policy asks for speak, where it was also
+    /// looked whether the chip's certificates were revoked.
     fn hardware(&self) -> Option<u8> {
         let clean = self.0["advisories"].as_array().is_some_and(Vec::is_empty);
         match self.0["tcb_status"].as_str()? {
             "UpToDate" if clean => Some(APPROVED),
-            "reported" if self.passed("reported_tcb") && self.passed("committed_tcb") => {
-                Some(APPROVED)
+            "reported" => {
+                let asked = ["reported_tcb", "committed_tcb", "revocation"];
+                asked.iter().all(|name| self.passed(name)).then_some(APPROVED)
             }
-            "reported" => None,
             _ => Some(UNSAFE_HARDWARE),
         }
     }

@@ -111,10 +111,11 @@ fn the_vector_claims_what_was_checked_and_nothing_else() {
             json!({"executables": 3, "hardware": 2, "runtime-opaque": 2}),
         ),
         (
+            // Nobody looked whether the chip was revoked: nothing is said of the hardware.
             SNP,
             SNP.init().0,
-            "affirming",
-            json!({"executables": 3, "hardware": 2, "runtime-opaque": 2}),
+            "none",
+            json!({"executables": 3, "runtime-opaque": 2}),
         ),
         (
             HARDENING_NEEDED,
