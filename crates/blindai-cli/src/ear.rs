@@ -141,7 +141,8 @@ fn verifier_claims(verdict: &Value) -> Value {
     let mut claims: Map<_, _> = known
         .map(|key| (format!("blindai_{key}"), verdict[key].clone()))
         .collect();
-    let skipped = Checks(verdict).all().filter(|c| c["outcome"] == "skipped");
+    let checks = Checks(verdict);
+    let skipped = checks.all().filter(|c| c["outcome"] == "skipped");
     let skipped = skipped.map(|check| check["name"].clone()).collect();
     claims.insert("blindai_skipped_checks".to_owned(), skipped);
     claims.into()
@@ -246,7 +247,10 @@ impl Checks<'_> {
             "UpToDate" if clean => Some(APPROVED),
             "reported" => {
                 let asked = ["reported_tcb", "committed_tcb", "revocation"];
-                asked.iter().all(|name| self.passed(name)).then_some(APPROVED)
+                asked
+                    .iter()
+                    .all(|name| self.passed(name))
+                    .then_some(APPROVED)
             }
             _ => Some(UNSAFE_HARDWARE),
         }

@@ -18,6 +18,8 @@ pub const CMW_OID: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 35];
 const CMW_TYPE: &str = "application/vnd.blindai.sev-snp+cbor";
 /// The wrapper's indicator that this is evidence.
 const CMW_EVIDENCE: u64 = 1 << 2;
+/// What stands after version and key type in a quote of TDX, little-endian.
+const TDX_TEE_TYPE: [u8; 4] = [0x81, 0, 0, 0];
 /// The length of an attestation report of SEV-SNP.
 const SNP_REPORT_BYTES: usize = 1184;
 /// The CBOR tag of `[quote, claims]` for SGX and TDX.
@@ -72,6 +74,16 @@ impl Evidence {
     pub fn is_snp_report(quote: &[u8]) -> bool {
         let version = quote.first_chunk().map(|four| u32::from_le_bytes(*four));
         quote.len() == SNP_REPORT_BYTES && version.is_some_and(|version| version <= 0xffff)
+    }
+
+    /// The kind of TEE that the head of a quote names. A hint, as all that is not verified.
+    fn kind(quote: &[u8]) -> Tee {
+        let tee_type = quote.get(4..8);
+        match tee_type == Some(&TDX_TEE_TYPE) {
+            _ if Self::is_snp_report(quote) => Tee::SevSnp,
+            true => Tee::Tdx,
+            false => Tee::Sgx,
+        }
     }
 
     /// The certificate extension that carries this evidence: its OID and value.
@@ -257,6 +269,12 @@ impl EvidenceDocument {
         }
         if document.quote.len() > EVIDENCE_BYTES {
             return Err(EvidenceError::TooLong);
+        }
+        // A reader who goes by the hint must not be told another story than one who verifies.
+        if document.tee != Evidence::kind(&document.quote) {
+            return Err(EvidenceError::Malformed(
+                "the member tee names another kind than the quote",
+            ));
         }
         Ok(document)
     }
@@ -530,7 +548,9 @@ mod tests {
         });
         let json = document.to_json();
         assert_eq!(EvidenceDocument::from_json(&json), Ok(document));
-        let other = String::from_utf8(json).unwrap().replace("-v1", "-v2");
-        assert!(EvidenceDocument::from_json(other.as_bytes()).is_err());
+        for (from, to) in [("-v1", "-v2"), ("\"sgx\"", "\"tdx\"")] {
+            let other = String::from_utf8(json.clone()).unwrap().replace(from, to);
+            assert!(EvidenceDocument::from_json(other.as_bytes()).is_err());
+        }
     }
 }

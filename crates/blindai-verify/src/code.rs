@@ -25,7 +25,7 @@ codes! {
     /// The server's certificate cannot be read, or carries no evidence or more than one.
     CertificateMalformed = "certificate-malformed", "connect to the attested port of a BlindAI server (50051 by default)";
     /// The bytes are no quote of SGX or TDX and no report of SEV-SNP, or they are cut.
-    QuoteMalformed = "quote-malformed", "";
+    QuoteMalformed = "quote-malformed", "give a quote or report as the hardware made it; this one is cut, or is something else";
     /// The quote is of a version, key type or vendor that is not appraised.
     QuoteUnsupported = "quote-unsupported", "update the verifier, or configure the server's platform for signed quotes of a known kind (SGX and TDX: ECDSA P-256)";
     /// The quote comes from a kind of TEE that the policy does not accept.
@@ -107,7 +107,7 @@ codes! {
     /// The server's configuration is not one that the policy allows.
     ConfigMismatch = "config-mismatch", "if the configuration changed as you planned, put its digest in the policy";
     /// A check that the policy requires could not be made.
-    CheckSkipped = "check-skipped", "";
+    CheckSkipped = "check-skipped", "give what the check needs, or take the demand out of the policy";
     /// The verifier refused for a reason that has no code of its own.
-    AppraisalFailed = "appraisal-failed", "";
+    AppraisalFailed = "appraisal-failed", "update the verifier; if it stays, report the fact with the evidence";
 }
