@@ -113,7 +113,7 @@ fn the_vector_claims_what_was_checked_and_nothing_else() {
         (
             // Nobody looked whether the chip was revoked: nothing is said of the hardware.
             SNP,
-            SNP.init().0.replace("# require_crl", "require_crl"),
+            SNP.init().0,
             "none",
             json!({"executables": 3, "runtime-opaque": 2}),
         ),
