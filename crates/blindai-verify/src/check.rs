@@ -161,8 +161,18 @@ impl Table {
             code,
             fact,
             remedy,
-            checks: self.0,
+            checks: self.qualified(),
         })
+    }
+
+    /// Where the quote itself does not hold, anybody may have written what the other checks found.
+    fn qualified(mut self) -> Vec<Check> {
+        let forged = |check: &Check| check.name == checks::QUOTE && check.outcome == Outcome::Fail;
+        if self.0.iter().any(forged) {
+            let passed = self.0.iter_mut().filter(|c| c.outcome == Outcome::Pass);
+            passed.for_each(|check| check.detail.insert_str(0, "as it says, unproven: "));
+        }
+        self.0
     }
 
     fn push(
@@ -321,6 +331,19 @@ mod tests {
         let rejection = table.finish().unwrap_err();
         assert_eq!(rejection.code(), RejectionCode::Debug);
         assert_eq!(rejection.checks().len(), 3);
+    }
+
+    #[test]
+    fn what_an_unproven_quote_says_is_called_that() {
+        let mut table = Table::default();
+        table.pass(checks::DEBUG, "off");
+        table.fail(checks::QUOTE, RejectionCode::QuoteSignature, "changed");
+        let rejection = table.finish().unwrap_err();
+        assert_eq!(rejection.checks()[0].detail(), "as it says, unproven: off");
+        let mut table = Table::default();
+        table.pass(checks::DEBUG, "off");
+        table.fail(checks::NONCE, RejectionCode::NonceMismatch, "old");
+        assert_eq!(table.finish().unwrap_err().checks()[0].detail(), "off");
     }
 
     #[test]
