@@ -75,10 +75,19 @@ impl Init {
     fn run(&self) -> Result<ExitCode> {
         let seen = observe(&Subject::read(&self.from)?, &self.collateral, &self.time)?;
         warn(&seen);
-        output::print(seen.to_policy_toml().trim_end());
+        let drafted = seen.to_policy_toml();
+        if drafted.contains(TO_BE_JUDGED) {
+            eprintln!(
+                "NOTE: the policy has lines marked {TO_BE_JUDGED}; read them before you use it"
+            );
+        }
+        output::print(drafted.trim_end());
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// How a drafted policy marks what somebody has to decide.
+const TO_BE_JUDGED: &str = "TO BE JUDGED";
 
 impl Diff {
     fn run(&self) -> Result<ExitCode> {
