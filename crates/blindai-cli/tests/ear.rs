@@ -9,29 +9,8 @@ use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde_json::{Value, json};
 
-use support::Kept;
+use support::{Kept, SGX, SNP, TDX};
 
-const TDX: Kept = Kept {
-    file: "tdx/dcapqvl_v4_b0c06f.quote",
-    arguments: &[
-        ("--collateral", "collateral/tdx_b0c06f_2025-06.json"),
-        ("--at", "1751600000"),
-    ],
-};
-const HARDENING_NEEDED: Kept = Kept {
-    file: "sgx/mc_00906ed50000.quote",
-    arguments: &[
-        (
-            "--collateral",
-            "collateral/sgx_00906ed50000_2023-07_crl2025.json",
-        ),
-        ("--at", "1690480000"),
-    ],
-};
-const SNP: Kept = Kept {
-    file: "snp/ms_milan.report",
-    arguments: &[("--vcek", "snp/ms_milan_vcek.pem"), ("--at", "1780000000")],
-};
 const FORGED: Kept = Kept {
     file: "snp/trustee_milan_v2.report",
     arguments: &[
@@ -118,8 +97,8 @@ fn the_vector_claims_what_was_checked_and_nothing_else() {
             json!({"executables": 3, "runtime-opaque": 2}),
         ),
         (
-            HARDENING_NEEDED,
-            HARDENING_NEEDED.init().0,
+            SGX,
+            SGX.init().0,
             "warning",
             json!({"executables": 3, "hardware": 32, "runtime-opaque": 2}),
         ),

@@ -6,29 +6,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use support::{Kept, blindai, evidence, path};
-
-const TDX: Kept = Kept {
-    file: "tdx/dcapqvl_v4_b0c06f.quote",
-    arguments: &[
-        ("--collateral", "collateral/tdx_b0c06f_2025-06.json"),
-        ("--at", "1751600000"),
-    ],
-};
-const SGX: Kept = Kept {
-    file: "sgx/mc_00906ed50000.quote",
-    arguments: &[
-        (
-            "--collateral",
-            "collateral/sgx_00906ed50000_2023-07_crl2025.json",
-        ),
-        ("--at", "1690480000"),
-    ],
-};
-const SNP: Kept = Kept {
-    file: "snp/ms_milan.report",
-    arguments: &[("--vcek", "snp/ms_milan_vcek.pem"), ("--at", "1780000000")],
-};
+use support::{Kept, SGX, SNP, TDX, blindai, evidence, path};
 
 #[test]
 fn a_policy_from_evidence_accepts_it() {

@@ -14,6 +14,31 @@ pub struct Kept {
     pub arguments: &'static [(&'static str, &'static str)],
 }
 
+/// `UpToDate`.
+pub const TDX: Kept = Kept {
+    file: "tdx/dcapqvl_v4_b0c06f.quote",
+    arguments: &[
+        ("--collateral", "collateral/tdx_b0c06f_2025-06.json"),
+        ("--at", "1751600000"),
+    ],
+};
+/// `SWHardeningNeeded`.
+pub const SGX: Kept = Kept {
+    file: "sgx/mc_00906ed50000.quote",
+    arguments: &[
+        (
+            "--collateral",
+            "collateral/sgx_00906ed50000_2023-07_crl2025.json",
+        ),
+        ("--at", "1690480000"),
+    ],
+};
+/// Without a revocation list.
+pub const SNP: Kept = Kept {
+    file: "snp/ms_milan.report",
+    arguments: &[("--vcek", "snp/ms_milan_vcek.pem"), ("--at", "1780000000")],
+};
+
 impl Kept {
     /// The policy that is written from it, and the warnings.
     pub fn init(self) -> (String, String) {
