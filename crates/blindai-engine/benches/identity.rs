@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_core::{DType, NamedTensor, Tensor};
-use blindai_engine::{Engine, EngineOptions, ModelWriter, WorkerCommand};
+use blindai_engine::{Caller, Engine, EngineOptions, ModelWriter, WorkerCommand};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn identity(criterion: &mut Criterion) {
@@ -33,7 +33,7 @@ fn identity(criterion: &mut Criterion) {
     criterion.bench_function("identity, 4 bytes", |bencher| {
         bencher.iter(|| {
             let input = NamedTensor::new("x", tensor.clone());
-            let run = model.run(vec![input], &[], Duration::from_secs(10));
+            let run = model.run(vec![input], &[], Caller::default(), Duration::from_secs(10));
             runtime.block_on(run).unwrap()
         });
     });

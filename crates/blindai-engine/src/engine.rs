@@ -1,18 +1,21 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use blindai_core::{Code, Error, NamedTensor, Result, Signature, Tensor};
+use blindai_core::{Code, Error, NamedTensor, Result, Signature};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::lane::{Job, Lane, index_of};
 use crate::nowhere::Nowhere;
-use crate::process::{Lost, Worker, ending};
-use crate::protocol::{ALIGNMENT, Failure, Place, Run};
-use crate::{EngineOptions, ModelFile, runtime};
+use crate::process::Worker;
+use crate::protocol::Failure;
+use crate::queue::{Pushed, Queue};
+use crate::{Caller, EngineOptions, ModelFile, batch, runtime};
 
 /// Loads models. Cheap to share; needs a Tokio runtime with I/O and time.
 pub struct Engine {
@@ -39,36 +42,76 @@ impl Engine {
         Ok(Self { context })
     }
 
-    /// Starts a worker for the model and waits until it can run.
+    /// Starts the workers of the model and waits until they can run.
     ///
     /// # Errors
     /// [`Code::ModelInvalid`], [`Code::ModelUnsupported`], [`Code::ModelMemory`]: the model;
     /// [`Code::WorkerCrashed`] or [`Code::DeadlineExceeded`] when loading killed the worker or took
     /// too long; [`Code::Internal`]: the system.
     pub async fn load(&self, file: Arc<ModelFile>) -> Result<LoadedModel> {
-        let (worker, signature) = self.context.start(&file).await?;
-        let shared = Shared {
-            pid: AtomicU32::new(worker.pid()),
-            slot: Arc::new(Mutex::new(Slot {
-                worker: Some(worker),
-                failure: None,
-            })),
-            admission: Semaphore::new(self.context.options.queue.saturating_add(1)),
+        let (first, signature) = Lane::first(&self.context, &file).await?;
+        let workers = self.context.options.workers.max(1);
+        let shared = Arc::new(Shared {
+            batchable: self.context.options.batching.is_some() && batch::is_batchable(&signature),
+            queue: Queue::new(self.context.options.queue, workers),
+            pids: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            running: AtomicUsize::new(0),
+            starts: AtomicU64::new(1),
             context: self.context.clone(),
             file,
             signature,
-        };
+        });
+        let mut lanes = JoinSet::new();
+        let mut worker = Some(first);
+        for number in 0..workers {
+            let mut lane = Lane::new(shared.clone(), number, worker.take());
+            lane.prepare().await;
+            lanes.spawn(lane.serve());
+        }
         Ok(LoadedModel {
-            shared: Arc::new(shared),
+            shared,
+            _lanes: lanes,
         })
     }
 }
 
-/// A model that answers requests, one at a time, in the order of their arrival.
+/// A model that answers requests: callers take turns, and each caller's are answered in the order
+/// of their arrival.
 ///
-/// Dropping it ends its worker, without waiting.
+/// Dropping it ends its workers, without waiting.
 pub struct LoadedModel {
     shared: Arc<Shared>,
+    _lanes: JoinSet<()>,
+}
+
+/// What came out, and how.
+#[derive(Debug)]
+pub struct Answer {
+    pub outputs: Vec<NamedTensor>,
+    pub stages: Stages,
+}
+
+/// How long a request took where.
+#[derive(Clone, Copy, Debug)]
+pub struct Stages {
+    /// From its arrival to the moment a worker was there for it.
+    pub queued: Duration,
+    /// Handing over, computing and handing back, of all requests in the batch together.
+    pub computed: Duration,
+    /// How many requests were computed together.
+    pub batch: usize,
+}
+
+/// How a model stands.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelStatus {
+    pub queued: usize,
+    pub running: usize,
+    pub workers: usize,
+    /// How often a worker was started in the place of one that ended.
+    pub restarts: u64,
+    /// What is resident of all its workers, shared libraries included.
+    pub resident_bytes: u64,
 }
 
 impl LoadedModel {
@@ -79,7 +122,7 @@ impl LoadedModel {
 
     /// Runs the model and returns the named outputs in that order; all of them when none is named.
     ///
-    /// `deadline` covers waiting for the worker and computing. Dropping the future cancels.
+    /// `deadline` covers waiting for a worker and computing. Dropping the future cancels.
     ///
     /// # Errors
     /// - What [`Signature::check_inputs`] and [`Signature::check_outputs`] find, before the worker
@@ -91,38 +134,45 @@ impl LoadedModel {
         &self,
         inputs: Vec<NamedTensor>,
         outputs: &[String],
+        caller: Caller,
         deadline: Duration,
-    ) -> Result<Vec<NamedTensor>> {
-        let shared = &self.shared;
-        shared.signature.check_inputs(&inputs)?;
-        let run = Run {
-            id: 0,
-            inputs: shared.place(&inputs)?,
-            outputs: shared.choose(outputs)?,
-        };
-        let full = |_| Error::new(Code::TooManyRequests, "the queue of the model is full");
-        let _admitted = shared.admission.try_acquire().map_err(full)?;
-        let until = Instant::now() + deadline.min(LONGEST_DEADLINE);
-        let late = |_| late(deadline);
-        let slot = tokio::time::timeout_at(until, shared.ready());
-        let mut flight = Flight::new(shared, slot.await.map_err(late)??);
-        let outcome = tokio::time::timeout_at(until, flight.fly(run, inputs));
-        outcome.await.map_err(late)?
+    ) -> Result<Answer> {
+        self.shared.signature.check_inputs(&inputs)?;
+        let (reply, answer) = oneshot::channel();
+        let job = self.shared.job(inputs, outputs, caller, reply)?;
+        let mut place = self.shared.enqueue(job)?;
+        let deadline = deadline.min(LONGEST_DEADLINE);
+        let answer = tokio::time::timeout(deadline, answer).await;
+        let answer = answer.map_err(|_| late(deadline))?;
+        place.taken = true;
+        answer.unwrap_or_else(|_| Err(Error::new(Code::Internal, "nobody works for this model")))
     }
 
-    /// Memory of the worker, in bytes: what is resident, shared libraries included. 0 while there
-    /// is no worker.
-    pub fn resident_bytes(&self) -> u64 {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.worker_pid()));
-        let pages = |statm: String| statm.split(' ').nth(1)?.parse::<u64>().ok();
-        let pages = statm.ok().and_then(pages).unwrap_or(0);
-        pages * rustix::param::page_size() as u64
+    /// How it stands.
+    pub fn status(&self) -> ModelStatus {
+        let pids = self.worker_pids();
+        ModelStatus {
+            queued: self.shared.queue.len(),
+            running: self.shared.running.load(Ordering::Relaxed),
+            workers: pids.len(),
+            restarts: self.shared.starts.load(Ordering::Relaxed) - pids.len() as u64,
+            resident_bytes: pids.into_iter().map(resident_bytes).sum(),
+        }
     }
 
-    /// The process id of the worker that was started last.
-    pub fn worker_pid(&self) -> u32 {
-        self.shared.pid.load(Ordering::Relaxed)
+    /// The process ids of its workers, as they were started last.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        let pids = self.shared.pids.iter();
+        pids.map(|pid| pid.load(Ordering::Relaxed)).collect()
     }
+}
+
+/// What is resident of a process, in bytes; 0 when there is none.
+fn resident_bytes(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"));
+    let pages = |statm: String| statm.split(' ').nth(1)?.parse::<u64>().ok();
+    let pages = statm.ok().and_then(pages).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
 }
 
 impl fmt::Debug for LoadedModel {
@@ -135,96 +185,77 @@ impl fmt::Debug for LoadedModel {
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// From here on a copy is worth telling the runtime that its thread is busy.
 const LONG_COPY_BYTES: u64 = 4 << 20;
-/// Up to here wiping is done before the answer goes out; it costs less than handing it over.
-const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 
-struct Context {
-    options: EngineOptions,
+pub(crate) struct Context {
+    pub options: EngineOptions,
     library: OwnedFd,
     nowhere: Nowhere,
 }
 
 impl Context {
-    async fn start(&self, file: &ModelFile) -> Result<(Worker, Signature)> {
+    pub(crate) async fn start(&self, file: &ModelFile) -> Result<(Worker, Signature)> {
         Worker::start(&self.options, &self.library, &self.nowhere, file).await
     }
 }
 
-struct Shared {
-    context: Arc<Context>,
-    file: Arc<ModelFile>,
-    signature: Signature,
-    slot: Arc<Mutex<Slot>>,
-    admission: Semaphore,
-    pid: AtomicU32,
+/// What a model's lanes share.
+pub(crate) struct Shared {
+    pub context: Arc<Context>,
+    pub file: Arc<ModelFile>,
+    pub signature: Signature,
+    pub queue: Queue<Job>,
+    /// By the number of the lane; 0 where there never was a worker.
+    pub pids: Box<[AtomicU32]>,
+    pub running: AtomicUsize,
+    pub starts: AtomicU64,
+    batchable: bool,
 }
-
-/// Whoever holds the lock has the worker to himself. Tokio's mutex is fair: first come, first served.
-struct Slot {
-    worker: Option<Worker>,
-    /// Why there is no worker; told once, then the next request tries again.
-    failure: Option<Error>,
-}
-
-type Held = OwnedMutexGuard<Slot>;
 
 impl Shared {
-    /// The slot, with a worker in it.
-    async fn ready(self: &Arc<Self>) -> Result<Held> {
-        loop {
-            let mut slot = self.slot.clone().lock_owned().await;
-            if slot.worker.is_some() {
-                return Ok(slot);
-            }
-            if let Some(failure) = slot.failure.take() {
-                return Err(failure);
-            }
-            // In a task of its own, so that a deadline shorter than loading does not start over
-            // and over again.
-            let _ = tokio::spawn(self.clone().restart(slot)).await;
-        }
-    }
-
-    async fn restart(self: Arc<Self>, mut slot: Held) {
-        slot.worker = None;
-        match self.context.start(&self.file).await {
-            Ok((worker, signature)) if signature == self.signature => {
-                self.pid.store(worker.pid(), Ordering::Relaxed);
-                slot.worker = Some(worker);
-            }
-            Ok(_) => {
-                let fact = "the restarted model has another signature";
-                slot.failure = Some(Error::new(Code::Internal, fact));
-            }
-            Err(error) => {
-                tracing::warn!(code = error.code().as_str(), "worker not restarted");
-                slot.failure = Some(error);
-            }
-        }
-    }
-
-    /// Where the inputs go: one after the other, aligned.
-    fn place(&self, inputs: &[NamedTensor]) -> Result<Vec<Place>> {
-        let mut offset = 0u64;
-        let mut places = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let same = |spec: &blindai_core::TensorSpec| spec.name == input.name;
-            let index = self.signature.inputs.iter().position(same);
-            let bytes = input.tensor.data().len() as u64;
-            places.push(Place {
-                index: index.unwrap_or(usize::MAX),
-                shape: input.tensor.shape().to_vec(),
-                offset,
-                bytes,
-            });
-            offset = offset.saturating_add(bytes).next_multiple_of(ALIGNMENT);
-        }
-        let limit = self.context.options.input_bytes;
-        if offset > limit.next_multiple_of(ALIGNMENT) {
-            let fact = format!("the inputs take {offset} bytes, the limit is {limit}");
+    fn job(
+        &self,
+        mut inputs: Vec<NamedTensor>,
+        outputs: &[String],
+        caller: Caller,
+        reply: oneshot::Sender<Result<Answer>>,
+    ) -> Result<Job> {
+        inputs.sort_by_cached_key(|input| index_of(&self.signature, &input.name));
+        let rows = self
+            .batchable
+            .then(|| batch::rows(&self.signature, &inputs));
+        let job = Job {
+            rows: rows.flatten(),
+            outputs: self.choose(outputs)?,
+            arrived: Instant::now(),
+            inputs,
+            caller,
+            reply,
+        };
+        let (bytes, limit) = (job.input_bytes(), self.context.options.input_bytes);
+        if bytes > limit {
+            let fact = format!("the inputs take {bytes} bytes, the limit is {limit}");
             return Err(Error::new(Code::BodyTooLarge, fact));
         }
-        Ok(places)
+        Ok(job)
+    }
+
+    fn enqueue(&self, job: Job) -> Result<Waiting<'_>> {
+        let full = || Error::new(Code::TooManyRequests, "the queue of the model is full");
+        let caller = job.caller;
+        let number = match self.queue.push(caller, job) {
+            Pushed::Waits(number) => number,
+            Pushed::WaitsInsteadOf(number, shed) => {
+                shed.tell(Err(full()));
+                number
+            }
+            Pushed::Refused(_) => return Err(full()),
+        };
+        Ok(Waiting {
+            queue: &self.queue,
+            caller,
+            number,
+            taken: false,
+        })
     }
 
     /// The outputs as indices.
@@ -245,92 +276,9 @@ impl Shared {
         }
         Ok(chosen)
     }
-}
 
-/// A request that has the worker. However it ends, even by being dropped, the slot is handed on only
-/// with an idle worker that has forgotten the request, or with none.
-struct Flight<'a> {
-    shared: &'a Arc<Shared>,
-    slot: Option<Held>,
-}
-
-impl<'a> Flight<'a> {
-    fn new(shared: &'a Arc<Shared>, slot: Held) -> Self {
-        let slot = Some(slot);
-        Self { shared, slot }
-    }
-
-    async fn fly(&mut self, run: Run, inputs: Vec<NamedTensor>) -> Result<Vec<NamedTensor>> {
-        for attempt in 0.. {
-            let worker = self.worker()?;
-            write_inputs(worker, &run.inputs, &inputs)?;
-            match worker.send(run.clone())? {
-                Ok(()) => break,
-                // It died between two requests, so this one is not to blame.
-                Err(Lost) if attempt == 0 => self.replace().await?,
-                Err(Lost) => return Err(self.crashed().await),
-            }
-        }
-        drop(inputs);
-        let Ok(ran) = self.worker()?.answer().await else {
-            return Err(self.crashed().await);
-        };
-        let outcome = match ran.result {
-            Ok(places) => self.read_outputs(&run.outputs, places),
-            Err(failure) => Ok(Err(self.failure(failure))),
-        };
-        match outcome {
-            Ok(result) => {
-                self.land();
-                result
-            }
-            Err(Lost) => Err(self.crashed().await),
-        }
-    }
-
-    fn worker(&mut self) -> Result<&mut Worker> {
-        let worker = self.slot.as_mut().and_then(|slot| slot.worker.as_mut());
-        worker.ok_or_else(|| Error::new(Code::Internal, "the worker is gone"))
-    }
-
-    /// Checks and copies what the worker claims to have put out.
-    fn read_outputs(
-        &mut self,
-        chosen: &[usize],
-        places: Vec<Place>,
-    ) -> Result<Result<Vec<NamedTensor>>, Lost> {
-        let shared = self.shared;
-        let limit = shared.context.options.output_bytes;
-        let total = places
-            .iter()
-            .try_fold(0u64, |sum, place| sum.checked_add(place.bytes));
-        let as_asked = places
-            .iter()
-            .map(|place| place.index)
-            .eq(chosen.iter().copied());
-        let total = total
-            .filter(|total| *total <= limit && as_asked)
-            .ok_or(Lost)?;
-        let worker = self.worker().map_err(|_| Lost)?;
-        let read = |place: Place| {
-            let spec = &shared.signature.outputs[place.index];
-            let data = worker
-                .outputs
-                .read(place.offset, place.bytes as usize)
-                .map_err(|_| Lost)?;
-            let tensor = Tensor::new(spec.dtype, place.shape, data.into());
-            let tensor = tensor.map_err(|error| {
-                let fact = format!("output {:?}: {}", spec.name, error.fact());
-                Error::new(Code::ModelFailed, fact)
-            });
-            Ok(tensor.map(|tensor| NamedTensor::new(spec.name.clone(), tensor)))
-        };
-        let tensors: Result<Vec<_>, Lost> = busy(total, || places.into_iter().map(read).collect());
-        Ok(tensors?.into_iter().collect())
-    }
-
-    fn failure(&self, failure: Failure) -> Error {
-        let options = &self.shared.context.options;
+    pub(crate) fn failure(&self, failure: Failure) -> Error {
+        let options = &self.context.options;
         match failure {
             Failure::Memory => {
                 let limit = options.memory_bytes;
@@ -344,7 +292,7 @@ impl<'a> Flight<'a> {
                     .with_remedy("ask for fewer outputs, or send a smaller batch")
             }
             Failure::Output(index) => {
-                let outputs = &self.shared.signature.outputs;
+                let outputs = &self.signature.outputs;
                 let name = outputs.get(index).map_or("", |spec| &spec.name);
                 let fact = format!("output {name:?} is not what the signature says");
                 Error::new(Code::ModelFailed, fact)
@@ -359,98 +307,27 @@ impl<'a> Flight<'a> {
             }
         }
     }
-
-    /// The worker died between two requests: starts another and waits for it.
-    async fn replace(&mut self) -> Result<()> {
-        if let Some(slot) = self.slot.take() {
-            let _ = tokio::spawn(self.shared.clone().restart(slot)).await;
-        }
-        self.slot = Some(self.shared.ready().await?);
-        Ok(())
-    }
-
-    /// The worker died of this request: says so, and starts another for the next.
-    async fn crashed(&mut self) -> Error {
-        let mut status = None;
-        if let Some(mut slot) = self.slot.take() {
-            if let Some(worker) = slot.worker.take() {
-                status = worker.end().await;
-            }
-            tokio::spawn(self.shared.clone().restart(slot));
-        }
-        let ending = ending(status);
-        let fact = format!("the worker died of this request ({ending})");
-        Error::new(Code::WorkerCrashed, fact)
-    }
-
-    /// Hands the worker on after it has forgotten the request.
-    fn land(&mut self) {
-        let Some(mut slot) = self.slot.take() else {
-            return;
-        };
-        let Some(worker) = &mut slot.worker else {
-            return;
-        };
-        if worker.inputs.used() + worker.outputs.used() <= SHORT_WIPE_BYTES {
-            forget(&mut slot);
-        } else {
-            tokio::spawn(async move { forget(&mut slot) });
-        }
-    }
 }
 
-impl Drop for Flight<'_> {
+/// A place in the queue, which is given up when nobody waits any more.
+struct Waiting<'a> {
+    queue: &'a Queue<Job>,
+    caller: Caller,
+    number: u64,
+    taken: bool,
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let Some(mut slot) = self.slot.take() else {
-            return;
-        };
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(abandon(self.shared.clone(), slot))),
-            Err(_) => slot.worker = None,
+        if !self.taken {
+            self.queue.remove(self.caller, self.number);
         }
     }
-}
-
-/// Stops a request that nobody waits for: by a word, then by force.
-async fn abandon(shared: Arc<Shared>, mut slot: Held) {
-    let Some(worker) = &mut slot.worker else {
-        return;
-    };
-    if worker.cancel() {
-        let answer = tokio::time::timeout(shared.context.options.grace, worker.answer());
-        if !matches!(answer.await, Ok(Ok(_))) {
-            return shared.restart(slot).await;
-        }
-    }
-    forget(&mut slot);
-}
-
-fn forget(slot: &mut Slot) {
-    let Some(worker) = &mut slot.worker else {
-        return;
-    };
-    let used = worker.inputs.used() + worker.outputs.used();
-    // What cannot be wiped must not be handed on.
-    if busy(used, || worker.wipe()).is_err() {
-        slot.worker = None;
-    }
-}
-
-fn write_inputs(worker: &mut Worker, places: &[Place], inputs: &[NamedTensor]) -> Result<()> {
-    let total = inputs.iter().map(|input| input.tensor.data().len() as u64);
-    let write = || {
-        let mut pairs = places.iter().zip(inputs);
-        pairs.try_for_each(|(place, input)| worker.inputs.write(place.offset, input.tensor.data()))
-    };
-    busy(total.sum(), write).map_err(|error| {
-        let fact = format!("the inputs cannot be handed to the worker: {error}");
-        Error::new(Code::Internal, fact)
-    })
 }
 
 /// Does a copy of so many bytes. It is not moved to another thread: a copy that outlives its request
 /// would write into the next one.
-fn busy<T>(bytes: u64, copy: impl FnOnce() -> T) -> T {
+pub(crate) fn busy<T>(bytes: u64, copy: impl FnOnce() -> T) -> T {
     let handle = Handle::try_current();
     let many = handle.is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
     match many && bytes > LONG_COPY_BYTES {

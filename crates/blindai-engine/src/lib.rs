@@ -5,39 +5,42 @@
 //! space with keys or with other models:
 //!
 //! ```text
-//!   LoadedModel::run ── pwrite ──▶ inputs  (memfd) ── mmap ───▶ worker ── ONNX Runtime
-//!                    ◀── pread ─── outputs (memfd) ◀─ pwrite ──
-//!                    ── control socket: a few hundred bytes each way ──
+//!   LoadedModel::run ──▶ queue ──▶ lane ── copy ───▶ inputs  (memfd) ── mmap ───▶ worker ── ONNX Runtime
+//!                                       ◀── pread ── outputs (memfd) ◀─ pwrite ──
+//!                                       ── control socket: a few hundred bytes each way ──
 //! ```
 //!
-//! The parent never maps shared memory: it copies with `pread` and `pwrite`, so a hostile worker can
-//! neither change bytes under its feet nor take the memory away (SIGBUS). Everything that comes back
-//! is checked before it is used. The worker gets the library and the model as sealed memory files
+//! A model has a queue, in which callers take turns, and a lane for each of its workers. A lane takes
+//! requests out of the queue, alone or several together, and sees each to an answer.
+//!
+//! The parent reads nothing through a mapping: it copies with `pread`, so a hostile worker cannot
+//! change bytes under its feet, and the files cannot shrink, so it cannot take the memory away
+//! (SIGBUS). Everything that comes back is checked before it is used. The worker gets the library and the model as sealed memory files
 //! whose digests the parent knows, and has no environment, no other descriptors, no capabilities, a
 //! removed folder to stand in and a memory limit. It is deaf to the signals that stop a server, which
 //! drains first, and when it ends its process group ends with it.
 //!
 //! A crash, a hang or an exhausted limit costs one request; a new worker answers the next.
 //!
-//! *Not* protected here: the worker may still make any system call, such as opening a file by its
-//! whole path or starting a process that leaves the group (a filter comes on top), and two callers
-//! of one model share its worker: a crafted input that takes the worker over sees the inputs that
-//! follow, until it is restarted.
+//! *Not* protected here: two callers of one model share its worker. A crafted input that takes the
+//! worker over sees the inputs that follow, until it is restarted.
 //!
 //! ```no_run
 //! # async fn example() -> blindai_core::Result<()> {
-//! use blindai_engine::{Engine, EngineOptions, ModelWriter};
+//! use blindai_engine::{Caller, Engine, EngineOptions, ModelWriter};
 //! use std::{sync::Arc, time::Duration};
 //!
 //! let engine = Engine::new(EngineOptions::new("/usr/lib/libonnxruntime.so.1.28.0"))?;
 //! let mut upload = ModelWriter::new(1 << 30)?; // at most 1 GiB
 //! upload.write(&std::fs::read("model.onnx").unwrap())?;
 //! let model = engine.load(Arc::new(upload.finish()?)).await?;
-//! let outputs = model.run(vec![], &[], Duration::from_secs(30)).await?;
+//! let answer = model.run(vec![], &[], Caller(1), Duration::from_secs(30)).await?;
 //! # Ok(()) }
 //! ```
 
+mod batch;
 mod engine;
+mod lane;
 mod memory;
 mod model_file;
 mod names;
@@ -45,11 +48,13 @@ mod nowhere;
 mod options;
 mod process;
 mod protocol;
+mod queue;
 mod runtime;
 mod worker;
 
-pub use engine::{Engine, LoadedModel};
+pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages};
 pub use model_file::{ModelFile, ModelWriter};
-pub use options::{EngineOptions, WorkerCommand};
+pub use options::{Batching, EngineOptions, WorkerCommand};
+pub use queue::Caller;
 pub use runtime::ONNXRUNTIME_SHA256;
 pub use worker::{WORKER_ARGUMENT, worker_main};

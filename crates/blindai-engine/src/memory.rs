@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
 /// A new, empty memory file.
@@ -24,10 +25,18 @@ pub(crate) fn seal(file: File) -> io::Result<OwnedFd> {
 ///
 /// The size is the limit itself; pages exist only where somebody wrote. Its seals keep a worker from
 /// growing it beyond the limit and from shrinking it under the other's feet.
+///
+/// What is small is written through a mapping, at half the cost of a system call that looks up every
+/// page. Through it nothing is ever read: the worker may change these bytes at any moment.
 pub(crate) struct Region {
     file: File,
     size: u64,
     used: u64,
+    /// Of the first [`KEPT_BYTES`].
+    map: MmapRaw,
+    /// Up to here there are pages, so that writing through the mapping asks the system for nothing it
+    /// could refuse, which would end this process.
+    present: u64,
 }
 
 impl Region {
@@ -36,13 +45,47 @@ impl Region {
         file.set_len(size)?;
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        let used = 0;
-        Ok(Self { file, size, used })
+        let kept = size.min(KEPT_BYTES) as usize;
+        let map = MmapOptions::new().len(kept).map_raw(&file)?;
+        Ok(Self {
+            file,
+            size,
+            used: 0,
+            map,
+            present: 0,
+        })
     }
 
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.used = self.used.max(offset.saturating_add(bytes.len() as u64));
-        self.file.write_all_at(bytes, offset)
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.used = self.used.max(end);
+        let mapped = self.present.saturating_sub(offset).min(bytes.len() as u64);
+        let (through_map, through_file) = bytes.split_at(mapped as usize);
+        self.copy(offset, through_map);
+        if through_file.is_empty() {
+            return Ok(());
+        }
+        let start = offset + mapped;
+        self.file.write_all_at(through_file, start)?;
+        // Only what follows on without a gap: pages in between may not be there.
+        if start <= self.present.next_multiple_of(PAGE_BYTES) {
+            self.present = self.present.max(end.min(self.map.len() as u64));
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, offset: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        assert!(offset.saturating_add(bytes.len() as u64) <= self.map.len() as u64);
+        // SAFETY: the range was checked to lie within the mapping, whose file cannot shrink, and
+        // `bytes` is memory of this process alone, so they do not overlap. No reference into the
+        // mapping exists anywhere: what the worker does to it concerns nobody here.
+        unsafe {
+            let target = self.map.as_mut_ptr().add(offset as usize);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
     }
 
     /// Copies bytes out, once; the other side may change the originals at any time.
@@ -64,8 +107,9 @@ impl Region {
         let zeroed = used.min(KEPT_BYTES);
         for offset in (0..zeroed).step_by(ZEROS.len()) {
             let length = (zeroed - offset).min(ZEROS.len() as u64) as usize;
-            self.file.write_all_at(&ZEROS[..length], offset)?;
+            self.write(offset, &ZEROS[..length])?;
         }
+        self.used = 0;
         if used > KEPT_BYTES {
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&self.file, punch, KEPT_BYTES, used - KEPT_BYTES)?;
@@ -82,6 +126,7 @@ impl AsFd for Region {
 
 /// Pages kept for the next request rather than given back.
 const KEPT_BYTES: u64 = 1 << 20;
+const PAGE_BYTES: u64 = 4096;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 #[cfg(test)]
@@ -99,6 +144,47 @@ mod tests {
         region.wipe().unwrap();
         let bytes = region.read(0, 4 << 20).unwrap();
         assert!(bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn what_is_written_is_there_whichever_way_it_goes() {
+        let mut region = Region::new("test", 4 << 20).unwrap();
+        let bytes = |length: usize| (0..length).map(|i| (i % 251) as u8).collect::<Vec<_>>();
+        // Over the end of what is mapped, over the end of what is present, with and without gaps.
+        let writes = [
+            (0, 10),
+            (0, 5000),
+            (4096, 9000),
+            (50_000, 10),
+            (3, 70_000),
+            (1_000_000, 100_000),
+        ];
+        for (offset, length) in writes {
+            for _ in 0..2 {
+                region.write(offset, &bytes(length)).unwrap();
+                assert_eq!(region.read(offset, length).unwrap(), bytes(length));
+            }
+        }
+        region.wipe().unwrap();
+        assert!(
+            region
+                .read(0, 2 << 20)
+                .unwrap()
+                .iter()
+                .all(|&byte| byte == 0)
+        );
+        assert!(region.write((4 << 20) - 1, &[1; 2]).is_err());
+    }
+
+    #[test]
+    fn a_small_region_is_mapped_whole() {
+        let mut region = Region::new("test", 100).unwrap();
+        for _ in 0..2 {
+            region.write(90, &[7; 10]).unwrap();
+            region.write(0, &[7; 90]).unwrap();
+            assert_eq!(region.read(0, 100).unwrap(), [7; 100]);
+        }
+        assert!(region.write(90, &[7; 11]).is_err());
     }
 
     #[test]

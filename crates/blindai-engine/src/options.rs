@@ -13,6 +13,12 @@ pub struct EngineOptions {
     pub onnxruntime: PathBuf,
     /// What is executed as a worker; by default this very program.
     pub worker: WorkerCommand,
+    /// Workers per model, each with the model loaded. Default: 1.
+    pub workers: usize,
+    /// Whether requests are computed together, and how. Default: they are not.
+    pub batching: Option<Batching>,
+    /// Whether a new model computes something made up before its first caller comes. Default: true.
+    pub warm_up: bool,
     /// Threads that compute one request, the calling one included. Default: the available cores.
     pub threads: usize,
     /// Memory that a worker may allocate for weights and activations together. Default: 8 GiB.
@@ -39,6 +45,9 @@ impl EngineOptions {
         Self {
             onnxruntime: onnxruntime.into(),
             worker: WorkerCommand::default(),
+            workers: 1,
+            batching: None,
+            warm_up: true,
             threads: available_parallelism().map_or(1, usize::from),
             memory_bytes: 8 << 30,
             input_bytes: 64 << 20,
@@ -49,6 +58,20 @@ impl EngineOptions {
             spinning: true,
         }
     }
+}
+
+/// How requests are computed together, where the model names its first dimension and it is the same
+/// on all inputs and outputs.
+#[derive(Clone, Debug)]
+pub struct Batching {
+    /// The most rows of one batch.
+    pub max_rows: usize,
+    /// How long the first request may wait for others, in whole milliseconds. What waits already is
+    /// taken in any case.
+    pub max_delay: Duration,
+    /// Whether requests of several callers may stand in one batch. They then meet in one
+    /// computation, which a model could use to carry something from one to the other.
+    pub across_callers: bool,
 }
 
 /// The program that becomes a worker: it must call [`worker_main`](crate::worker_main).

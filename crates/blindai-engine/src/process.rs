@@ -1,5 +1,6 @@
 //! One worker process as its parent sees it: hostile input.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +10,6 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use blindai_core::{Code, Error, Result, Signature};
-use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -25,8 +25,21 @@ use crate::nowhere::Nowhere;
 use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
 use crate::{EngineOptions, ModelFile};
 
-/// The worker is gone, or no longer speaks the protocol.
-pub(crate) struct Lost;
+/// Why a run brought no outputs.
+pub(crate) enum Trouble {
+    /// The request, or the model on it.
+    Refused(Error),
+    /// The worker is gone, or no longer speaks the protocol.
+    Lost,
+    /// Nobody waits any more.
+    Abandoned,
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
 
 /// A running worker. Dropping it kills the process, without waiting.
 pub(crate) struct Worker {
@@ -39,6 +52,8 @@ pub(crate) struct Worker {
     pub(crate) outputs: Region,
     requests: u64,
     in_flight: Option<u64>,
+    /// It has said something that no worker says.
+    distrusted: bool,
 }
 
 impl Worker {
@@ -62,7 +77,7 @@ impl Worker {
                 Ok((worker, signature))
             }
             Ok(Ok(Loaded::No { code, fact })) => Err(refusal(&code, &fact)),
-            Ok(Err(Lost)) => Err(died_loading(worker.end().await)),
+            Ok(Err(_)) => Err(died_loading(&worker.end().await)),
             Err(_) => {
                 let fact = format!(
                     "the model was not loaded within {} s",
@@ -80,35 +95,47 @@ impl Worker {
     }
 
     /// Hands a request over. The inputs must be in place.
-    pub(crate) fn send(&mut self, mut run: Run) -> Result<Result<(), Lost>> {
+    pub(crate) fn send(&mut self, run: &Run) -> Result<(), Trouble> {
         self.requests += 1;
-        run.id = self.requests;
-        let message = encode(&run)?;
+        let message = encode(&Run {
+            id: self.requests,
+            ..run.clone()
+        })?;
         let sent = rustix::net::send(&self.control, &message, SendFlags::NOSIGNAL);
         if sent != Ok(message.len()) {
-            return Ok(Err(Lost));
+            return Err(Trouble::Lost);
         }
-        self.in_flight = Some(run.id);
-        Ok(Ok(()))
+        self.in_flight = Some(self.requests);
+        Ok(())
     }
 
     /// Waits for the answer to the request that was sent last.
-    pub(crate) async fn answer(&mut self) -> Result<Ran, Lost> {
+    pub(crate) async fn answer(&mut self) -> Result<Ran, Trouble> {
         let ran: Ran = self.receive().await?;
         if Some(ran.id) != self.in_flight {
-            return Err(Lost);
+            return Err(self.distrust());
         }
         self.in_flight = None;
         Ok(ran)
     }
 
-    /// Asks for the request in flight to be stopped; whether there is one.
-    pub(crate) fn cancel(&self) -> bool {
+    /// Marks the worker as one that does not speak the protocol.
+    pub(crate) fn distrust(&mut self) -> Trouble {
+        self.distrusted = true;
+        Trouble::Lost
+    }
+
+    /// Asks for the request in flight to be stopped.
+    pub(crate) fn cancel(&self) {
         if let Some(id) = self.in_flight {
             // A worker that does not take it is killed when its grace has passed.
             let _ = rustix::net::send(&self.cancel, &id.to_le_bytes(), SendFlags::NOSIGNAL);
         }
-        self.in_flight.is_some()
+    }
+
+    /// How many bytes there are to forget.
+    pub(crate) fn used(&self) -> u64 {
+        self.inputs.used() + self.outputs.used()
     }
 
     /// Forgets the tensors of the last request.
@@ -118,8 +145,11 @@ impl Worker {
     }
 
     /// Kills the process and says how it had ended.
-    pub(crate) async fn end(self) -> Option<ExitStatus> {
-        self.process.end().await
+    pub(crate) async fn end(self) -> Ended {
+        Ended {
+            status: self.process.end().await,
+            distrusted: self.distrusted,
+        }
     }
 
     async fn spawn(options: &EngineOptions, nowhere: &Nowhere) -> Result<(Self, OwnedFd)> {
@@ -132,6 +162,8 @@ impl Worker {
             .args(&options.worker.arguments)
             .env_clear()
             .env("ORT_DISABLE_TELEMETRY", "1")
+            // Weights in large pages: a few percent of a run.
+            .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
             .current_dir(nowhere.path())
             // Of its own: Ctrl-C is for the server, which lets its workers finish.
             .process_group(0)
@@ -151,6 +183,7 @@ impl Worker {
             outputs,
             requests: 0,
             in_flight: None,
+            distrusted: false,
         };
         Ok((worker, cancel_of_worker))
     }
@@ -184,15 +217,19 @@ impl Worker {
         Ok(())
     }
 
-    async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Lost> {
+    async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Trouble> {
         let length = self.control.recv(&mut self.message).await;
-        let length = length.map_err(|_| Lost)?;
-        // A full buffer may be the start of something longer. Nothing at all is the end.
+        let length = length.map_err(|_| Trouble::Lost)?;
+        if length == 0 {
+            return Err(Trouble::Lost);
+        }
+        // A full buffer may be the start of something longer.
         let message = self
             .message
             .get(..length)
             .filter(|_| length <= MESSAGE_BYTES);
-        serde_json::from_slice(message.ok_or(Lost)?).map_err(|_| Lost)
+        let message = message.and_then(|message| serde_json::from_slice(message).ok());
+        message.ok_or_else(|| self.distrust())
     }
 
     fn signature(&mut self, bytes: u64) -> Result<Signature> {
@@ -208,17 +245,33 @@ impl Worker {
     }
 }
 
-/// How a process ended, for people: `SIGFPE`, or `exit code 3`.
-pub(crate) fn ending(status: Option<ExitStatus>) -> String {
-    let Some(status) = status else {
-        return "unknown cause".to_owned();
-    };
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => match SIGNALS.iter().find(|(number, _)| *number == signal) {
-            Some((_, name)) => (*name).to_owned(),
-            None => format!("signal {signal}"),
-        },
-        (None, code) => format!("exit code {}", code.unwrap_or(-1)),
+/// How a process ended. It prints for people: `SIGFPE`, or `exit code 3`.
+#[derive(Default)]
+pub(crate) struct Ended {
+    status: Option<ExitStatus>,
+    distrusted: bool,
+}
+
+impl Ended {
+    /// Whether somebody else killed it: the system, or its operator. No computation does that.
+    pub(crate) fn was_killed(&self) -> bool {
+        let signal = self.status.and_then(|status| status.signal());
+        signal == Some(Signal::KILL.as_raw()) && !self.distrusted
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(status) = self.status else {
+            return f.write_str("unknown cause");
+        };
+        match (status.signal(), status.code()) {
+            (Some(signal), _) => match SIGNALS.iter().find(|(number, _)| *number == signal) {
+                Some((_, name)) => f.write_str(name),
+                None => write!(f, "signal {signal}"),
+            },
+            (None, code) => write!(f, "exit code {}", code.unwrap_or(-1)),
+        }
     }
 }
 
@@ -347,23 +400,14 @@ const WORKER_CODES: [Code; 3] = [
     Code::ModelMemory,
 ];
 
-fn died_loading(status: Option<ExitStatus>) -> Error {
-    let fact = format!(
-        "the model killed its worker while loading ({})",
-        ending(status)
-    );
+fn died_loading(ended: &Ended) -> Error {
+    let fact = format!("the model killed its worker while loading ({ended})");
     Error::new(Code::WorkerCrashed, fact)
         .with_remedy("check the file with onnx.checker and export it again")
 }
 
 fn no_worker(error: io::Error) -> Error {
     Error::new(Code::Internal, format!("no worker can be started: {error}"))
-}
-
-impl From<Errno> for Lost {
-    fn from(_: Errno) -> Self {
-        Lost
-    }
 }
 
 #[cfg(test)]

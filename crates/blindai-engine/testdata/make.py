@@ -176,6 +176,12 @@ def unsupported():
     save("function_bomb", [call], [x], [y], opsets=opsets, functions=functions)
 
 
+def rows():
+    # It says that it keeps the rows, and drops those that are equal to others.
+    x, y = (tensor(name, I64, ["batch"]) for name in "xy")
+    save("fewer_rows", [helper.make_node("Unique", ["x"], ["y"])], [x], [y])
+
+
 if __name__ == "__main__":
     identities()
     arithmetic()
@@ -183,3 +189,4 @@ if __name__ == "__main__":
     memory()
     external()
     unsupported()
+    rows()

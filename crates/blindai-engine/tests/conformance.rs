@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use blindai_core::{Code, DType, Dim, NamedTensor, Tensor};
-use blindai_engine::{Engine, EngineOptions};
+use blindai_engine::{Caller, Engine, EngineOptions};
 use support::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,8 +80,9 @@ async fn several_inputs_outputs_defaults_and_sizes() {
     let b = f32s("b", &[1, 3], &[0.0; 3]);
     let inputs = vec![a, b, f32s("scale", &[1], &[3.0])];
     let wanted = ["scaled".to_owned()];
-    let outputs = model.run(inputs, &wanted, PATIENCE).await.unwrap();
-    assert_eq!(outputs, [f32s("scaled", &[1, 3], &[3.0, 6.0, 9.0])]);
+    let answer = model.run(inputs, &wanted, Caller::default(), PATIENCE);
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.outputs, [f32s("scaled", &[1, 3], &[3.0, 6.0, 9.0])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,12 +112,14 @@ async fn what_does_not_fit_the_signature_is_refused() {
     for (inputs, code) in cases {
         assert_eq!(run(&model, inputs).await.unwrap_err().code(), code);
     }
-    let unknown = model.run(good(), &["nope".into()], PATIENCE).await;
-    assert_eq!(unknown.unwrap_err().code(), Code::OutputUnknown);
-    let twice = model
-        .run(good(), &["sum".into(), "sum".into()], PATIENCE)
-        .await;
-    assert_eq!(twice.unwrap_err().code(), Code::InvalidRequest);
+    for (outputs, code) in [
+        (&["nope"][..], Code::OutputUnknown),
+        (&["sum", "sum"], Code::InvalidRequest),
+    ] {
+        let outputs: Vec<_> = outputs.iter().map(|name| (*name).to_owned()).collect();
+        let answer = model.run(good(), &outputs, Caller::default(), PATIENCE);
+        assert_eq!(answer.await.unwrap_err().code(), code);
+    }
     run(&model, good()).await.unwrap();
 }
 
@@ -283,16 +286,14 @@ async fn a_crash_costs_one_request() {
 async fn an_endless_model_ends_at_the_deadline() {
     let model = load("loop").await;
     let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
-    let worker = model.worker_pid();
-    let error = model
-        .run(inputs(1 << 62), &[], Duration::from_millis(300))
-        .await;
+    let worker = pid(&model);
+    let error = run_within(&model, inputs(1 << 62), Duration::from_millis(300)).await;
     assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(
         run(&model, inputs(3)).await.unwrap(),
         [f32s("y", &[1], &[0.0])]
     );
-    assert_eq!(model.worker_pid(), worker, "a word was enough");
+    assert_eq!(pid(&model), worker, "a word was enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]

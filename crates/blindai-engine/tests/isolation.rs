@@ -31,7 +31,7 @@ async fn a_worker_has_no_environment_and_no_descriptors_but_its_own() {
         let environment = String::from_utf8_lossy(&environment);
         assert_eq!(
             environment.trim_end_matches('\0'),
-            "ORT_DISABLE_TELEMETRY=1"
+            "GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0ORT_DISABLE_TELEMETRY=1"
         );
     }
     if let Some(descriptors) = visible(fs::read_dir(proc(&model, "fd"))) {
@@ -110,7 +110,7 @@ async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn signals_to_the_server_leave_its_workers_alone() {
     let model = load("identity_FP32").await;
-    let worker = model.worker_pid();
+    let worker = pid(&model);
     let group = rustix::process::getpgid(Some(process(worker))).unwrap();
     assert_ne!(group, rustix::process::getpgrp());
     // A terminal tells the group, but systemd tells every process.
@@ -119,14 +119,14 @@ async fn signals_to_the_server_leave_its_workers_alone() {
     }
     let outputs = run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
     assert_eq!(outputs, [f32s("y", &[1], &[1.0])]);
-    assert_eq!(model.worker_pid(), worker);
+    assert_eq!(pid(&model), worker);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_started_ends_with_it() {
     let forked = |model: &LoadedModel| {
         let mut sleep = Command::new("sleep");
-        let group = model.worker_pid() as i32;
+        let group = pid(model) as i32;
         sleep.arg("1000").process_group(group).spawn().unwrap()
     };
     let model = load("div").await;
@@ -148,12 +148,13 @@ async fn what_a_worker_started_ends_with_it() {
 async fn a_killed_worker_is_replaced() {
     let model = load("identity_FP32").await;
     let input = f32s("x", &[2], &[1.0, 2.0]);
-    let first = model.worker_pid();
+    let first = pid(&model);
     kill(first);
     let outputs = run(&model, vec![input.clone()]).await.unwrap();
     assert_eq!(outputs[0].tensor, input.tensor);
-    assert_ne!(model.worker_pid(), first);
-    assert!(model.resident_bytes() > 1 << 20);
+    assert_ne!(pid(&model), first);
+    assert!(model.status().resident_bytes > 1 << 20);
+    assert_eq!(model.status().restarts, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,11 +164,10 @@ async fn a_worker_that_does_not_listen_is_replaced() {
         ..options()
     };
     let model = load_with(options, "identity_FP32").await;
-    let first = model.worker_pid();
+    let first = pid(&model);
     signal(first, Signal::STOP);
     let input = || vec![f32s("x", &[1], &[1.0])];
-    let error = model
-        .run(input(), &[], Duration::from_millis(50))
+    let error = run_within(&model, input(), Duration::from_millis(50))
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded);
@@ -175,15 +175,15 @@ async fn a_worker_that_does_not_listen_is_replaced() {
         run(&model, input()).await.unwrap(),
         [f32s("y", &[1], &[1.0])]
     );
-    assert_ne!(model.worker_pid(), first);
+    assert_ne!(pid(&model), first);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_model_leaves_no_process() {
     let model = load("loop").await;
-    let pid = model.worker_pid();
+    let pid = pid(&model);
     let inputs = vec![i64s("rounds", &[], &[1 << 62]), f32s("start", &[1], &[0.0])];
-    let endless = model.run(inputs, &[], PATIENCE);
+    let endless = run(&model, inputs);
     assert!(
         tokio::time::timeout(Duration::from_millis(50), endless)
             .await
@@ -209,7 +209,7 @@ async fn the_log_does_not_say_which_model_lost_its_worker() {
     let model = Engine::new(options).unwrap().load(file.clone()).await;
     let model = model.unwrap();
     fs::remove_file(&program).unwrap();
-    kill(model.worker_pid());
+    kill(pid(&model));
     let inputs = vec![f32s("x", &[1], &[1.0])];
     let error = run(&model, inputs).await.unwrap_err();
     assert_eq!(error.code(), Code::Internal, "{error}");
@@ -300,7 +300,7 @@ fn the_library_knows_no_network() {
 }
 
 fn proc(model: &LoadedModel, file: &str) -> String {
-    format!("/proc/{}/{file}", model.worker_pid())
+    format!("/proc/{}/{file}", pid(model))
 }
 
 fn visible<T>(result: io::Result<T>) -> Option<T> {

@@ -113,11 +113,29 @@ pub struct EngineConfig {
     /// The ONNX Runtime library; its SHA-256 is pinned in the program. Default: the file
     /// `libonnxruntime.so.1.28.0` beside the program.
     pub onnxruntime: Option<PathBuf>,
-    /// Threads per worker for one operator. Default 0: one per core.
+    /// Workers per model, each with the model in its memory. Default 1.
+    pub workers: usize,
+    /// Threads per worker for one operator. Default 0: the cores, divided by the workers.
     pub threads: usize,
     /// Whether threads spin while they wait within a run: a fifth faster alone on the machine, slower
     /// where models share cores. Default true.
     pub spinning: bool,
+    /// Whether a new model computes something made up before its first caller comes. Default true.
+    pub warm_up: bool,
+    pub batching: BatchingConfig,
+}
+
+/// `[engine.batching]`: requests that are computed together, along a first dimension that the model
+/// names on all of its inputs and outputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct BatchingConfig {
+    /// The most rows of one batch. Default 1: each request alone.
+    pub max_rows: usize,
+    /// How long a request may wait for others to join it, in milliseconds. Default 0: only what
+    /// waits already is taken together.
+    pub max_delay_ms: u64,
+    /// Whether only requests of one caller meet in a batch. Default true.
+    pub strict: bool,
 }
 
 /// `[limits]`: all are checked before memory is taken.
@@ -224,8 +242,15 @@ impl Config {
             }),
             engine: root.section("engine", |s| EngineConfig {
                 onnxruntime: s.optional("onnxruntime"),
+                workers: s.within("workers", 1, 1..=1024),
                 threads: s.within("threads", 0, 0..=COUNT),
                 spinning: s.get("spinning", true),
+                warm_up: s.get("warm_up", true),
+                batching: s.section("batching", |s| BatchingConfig {
+                    max_rows: s.within("max_rows", 1, 1..=COUNT),
+                    max_delay_ms: s.within("max_delay_ms", 0, 0..=60_000),
+                    strict: s.get("strict", true),
+                }),
             }),
             limits: root.section("limits", Limits::read),
             log: root.section("log", |s| Log {
@@ -351,13 +376,14 @@ impl Section {
         let table = match self.table.remove(key) {
             Some(Value::Table(table)) => table,
             Some(_) => {
-                self.errors.push(format!("{key}: not a table"));
+                self.errors
+                    .push(format!("{}{key}: not a table", self.prefix));
                 Table::new()
             }
             None => Table::new(),
         };
         let mut section = Section {
-            prefix: format!("{key}."),
+            prefix: format!("{}{key}.", self.prefix),
             ..Section::root(table)
         };
         let value = read(&mut section);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
+use blindai_engine::Caller;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -119,6 +121,7 @@ async fn serve_connection(
     let service = Tracked {
         inner: TowerToHyperService::new(router),
         life: life.clone(),
+        caller: Caller(CONNECTIONS.fetch_add(1, Ordering::Relaxed)),
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
@@ -229,9 +232,13 @@ impl Drop for Exchange {
     }
 }
 
+/// Connections so far. Each is a caller of its own, for who takes turns and who meets whom in a batch.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
 struct Tracked {
     inner: TowerToHyperService<Router>,
     life: Arc<Life>,
+    caller: Caller,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Tracked {
@@ -239,7 +246,8 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.caller);
         let exchange = Exchange::begin(self.life.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {

@@ -9,7 +9,7 @@ use blindai_core::oip::{InferRequest, InferResponse};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
-use blindai_engine::{Engine, ModelFile, ModelWriter};
+use blindai_engine::{Caller, Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{Budget, Reservation};
@@ -159,7 +159,8 @@ impl Service {
             return Err(self.memory_exhausted());
         }
         let loaded = self.engine.load(Arc::new(file)).await?;
-        if !memory.grow(loaded.resident_bytes().saturating_sub(size_bytes)) {
+        let resident_bytes = loaded.status().resident_bytes;
+        if !memory.grow(resident_bytes.saturating_sub(size_bytes)) {
             return Err(self.memory_exhausted());
         }
         let info = ModelInfo {
@@ -175,6 +176,7 @@ impl Service {
     }
 
     /// Runs a model. The inputs are taken out of the request; what it says of the answer stays.
+    /// Callers take turns.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`], the input codes, and what the engine says of the run.
@@ -183,18 +185,19 @@ impl Service {
         name: &str,
         version: Option<&str>,
         request: &mut InferRequest,
+        caller: Caller,
         deadline: Instant,
     ) -> Result<InferResponse> {
         let model = self.registry.find(name, version)?;
         let wanted = request.output_names();
         let left = deadline.saturating_duration_since(Instant::now());
         let inputs = std::mem::take(&mut request.inputs);
-        let outputs = model.loaded.run(inputs, &wanted, left).await?;
+        let answer = model.loaded.run(inputs, &wanted, caller, left).await?;
         Ok(InferResponse {
             id: request.id.clone(),
             model_name: model.info.name.to_string(),
             model_version: Some(model.info.version.to_string()),
-            outputs,
+            outputs: answer.outputs,
         })
     }
 

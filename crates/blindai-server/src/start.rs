@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_core::{Code, Error, Tee};
-use blindai_engine::{Engine, EngineOptions};
+use blindai_engine::{Batching, Engine, EngineOptions};
 use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
@@ -166,9 +166,17 @@ impl std::error::Error for StartError {}
 fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
     let library = engine.onnxruntime.clone().unwrap_or_else(find_library);
     let mut options = EngineOptions::new(library);
-    if engine.threads > 0 {
-        options.threads = engine.threads;
-    }
+    options.threads = match engine.threads {
+        0 => (options.threads / engine.workers).max(1),
+        threads => threads,
+    };
+    options.workers = engine.workers;
+    options.warm_up = engine.warm_up;
+    options.batching = (engine.batching.max_rows > 1).then(|| Batching {
+        max_rows: engine.batching.max_rows,
+        max_delay: Duration::from_millis(engine.batching.max_delay_ms),
+        across_callers: !engine.batching.strict,
+    });
     options.spinning = engine.spinning;
     options.memory_bytes = limits.model_memory_bytes;
     options.input_bytes = limits.body_bytes;

@@ -6,14 +6,22 @@ use std::collections::HashMap;
 use blindai_core::{Code, Error, Result};
 
 /// What the file says of its graph that ONNX Runtime does not repeat.
+#[derive(Default)]
 pub(super) struct Graph<'a> {
     shaped: Vec<&'a [u8]>,
+    /// Inputs of which some dimension may be any size.
+    open_inputs: usize,
 }
 
 impl Graph<'_> {
     /// Whether the input or output states its dimensions, be there none.
     pub(super) fn has_shape(&self, name: &str) -> bool {
         self.shaped.contains(&name.as_bytes())
+    }
+
+    /// Whether every input has one size only, so that every run is like the last.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.open_inputs == 0
     }
 }
 
@@ -30,13 +38,13 @@ pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
     let mut walk = Walk::default();
     let mut functions = Vec::new();
     let mut graphs = 0;
-    let mut shaped = Vec::new();
+    let mut seen = Graph::default();
     for field in fields(model) {
         match field? {
             (MODEL_GRAPH, Value::Bytes(graph)) => {
                 graphs += 1;
                 walk.graph(graph, 0)?;
-                check_values(graph, &mut shaped)?;
+                check_values(graph, &mut seen)?;
             }
             (MODEL_TRAINING, Value::Bytes(training)) => walk.training(training)?,
             (MODEL_FUNCTION, Value::Bytes(function)) => functions.push(function),
@@ -49,7 +57,7 @@ pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
     walk.functions(&functions)?;
     let called = Functions::new(&functions)?;
     called.check_expansion(model)?;
-    Ok(Graph { shaped })
+    Ok(seen)
 }
 
 /// The most nodes of a model, functions expanded. The largest real graphs have a few ten thousand.
@@ -89,6 +97,8 @@ const VALUE_NAME: u64 = 1;
 const VALUE_TYPE: u64 = 2;
 const TYPE_TENSOR: u64 = 1;
 const TENSOR_SHAPE: u64 = 2;
+const SHAPE_DIM: u64 = 1;
+const DIM_VALUE: u64 = 1;
 const OTHER_TYPES: [(u64, &str); 5] = [
     (4, "a sequence"),
     (5, "a map"),
@@ -179,7 +189,7 @@ impl Walk {
 }
 
 /// The graph's own inputs and outputs: each a tensor, or of a type to be inferred.
-fn check_values<'a>(graph: &'a [u8], shaped: &mut Vec<&'a [u8]>) -> Result<()> {
+fn check_values<'a>(graph: &'a [u8], seen: &mut Graph<'a>) -> Result<()> {
     for field in fields(graph) {
         let (number, Value::Bytes(value)) = field? else {
             continue;
@@ -190,20 +200,25 @@ fn check_values<'a>(graph: &'a [u8], shaped: &mut Vec<&'a [u8]>) -> Result<()> {
             _ => continue,
         };
         let name = last_bytes(value, VALUE_NAME)?.unwrap_or_default();
+        let mut shape = None;
         for field in fields(value) {
-            if let (VALUE_TYPE, Value::Bytes(kind)) = field?
-                && check_type(role, name, kind)?
-            {
-                shaped.push(name);
+            if let (VALUE_TYPE, Value::Bytes(kind)) = field? {
+                shape = check_type(role, name, kind)?.or(shape);
             }
+        }
+        if let Some(shape) = shape {
+            seen.shaped.push(name);
+            seen.open_inputs += usize::from(role == "input" && !is_fixed(shape)?);
+        } else {
+            seen.open_inputs += usize::from(role == "input");
         }
     }
     Ok(())
 }
 
-/// Whether the type states a shape.
-fn check_type(role: &str, name: &[u8], kind: &[u8]) -> Result<bool> {
-    let mut shaped = false;
+/// The shape, when the type states one.
+fn check_type<'a>(role: &str, name: &[u8], kind: &'a [u8]) -> Result<Option<&'a [u8]>> {
+    let mut shape = None;
     for field in fields(kind) {
         let (number, Value::Bytes(inner)) = field? else {
             continue;
@@ -213,10 +228,25 @@ fn check_type(role: &str, name: &[u8], kind: &[u8]) -> Result<bool> {
             return Err(Error::new(Code::ModelUnsupported, fact));
         }
         if number == TYPE_TENSOR {
-            shaped |= last_bytes(inner, TENSOR_SHAPE)?.is_some();
+            shape = last_bytes(inner, TENSOR_SHAPE)?.or(shape);
         }
     }
-    Ok(shaped)
+    Ok(shape)
+}
+
+/// Whether every dimension is a number.
+fn is_fixed(shape: &[u8]) -> Result<bool> {
+    for field in fields(shape) {
+        if let (SHAPE_DIM, Value::Bytes(dim)) = field? {
+            let mut sizes = fields(dim);
+            // Some exporters write -1 for any.
+            let known = |size: u64| size < 1 << 63;
+            if !sizes.any(|size| matches!(size, Ok((DIM_VALUE, Value::Number(n))) if known(n))) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn check_sparse(sparse: &[u8]) -> Result<()> {

@@ -1,11 +1,16 @@
 //! What the tests of the engine share.
 
+// No test file uses all of it.
+#![allow(dead_code)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_core::{DType, NamedTensor, Result, Tensor};
-use blindai_engine::{Engine, EngineOptions, LoadedModel, ModelFile, ModelWriter, WorkerCommand};
+use blindai_engine::{
+    Caller, Engine, EngineOptions, LoadedModel, ModelFile, ModelWriter, WorkerCommand,
+};
 
 /// Long enough for every run that is to succeed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,7 +61,21 @@ pub async fn load(name: &str) -> LoadedModel {
 
 /// Runs for all outputs.
 pub async fn run(model: &LoadedModel, inputs: Vec<NamedTensor>) -> Result<Vec<NamedTensor>> {
-    model.run(inputs, &[], PATIENCE).await
+    run_within(model, inputs, PATIENCE).await
+}
+
+pub async fn run_within(
+    model: &LoadedModel,
+    inputs: Vec<NamedTensor>,
+    deadline: Duration,
+) -> Result<Vec<NamedTensor>> {
+    let answer = model.run(inputs, &[], Caller::default(), deadline).await;
+    answer.map(|answer| answer.outputs)
+}
+
+/// The process id of the only worker.
+pub fn pid(model: &LoadedModel) -> u32 {
+    model.worker_pids()[0]
 }
 
 pub fn f32s(name: &str, shape: &[usize], values: &[f32]) -> NamedTensor {

@@ -7,9 +7,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use blindai_core::oip::{self, HEADER_LENGTH, ModelMetadata, ServerMetadata};
 use blindai_core::{Code, Error, Result};
+use blindai_engine::Caller;
 
 use super::ApiError;
 use super::body::{Parts, collect};
@@ -76,20 +77,22 @@ async fn ready_version(
 
 async fn infer(
     State(service): State<Arc<Service>>,
+    Extension(caller): Extension<Caller>,
     Params(name): Params<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    Ok(run(&service, &name, None, &headers, body).await?)
+    Ok(run(&service, caller, &name, None, &headers, body).await?)
 }
 
 async fn infer_version(
     State(service): State<Arc<Service>>,
+    Extension(caller): Extension<Caller>,
     Params((name, version)): Params<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    Ok(run(&service, &name, Some(&version), &headers, body).await?)
+    Ok(run(&service, caller, &name, Some(&version), &headers, body).await?)
 }
 
 fn metadata(service: &Service, name: &str, version: Option<&str>) -> Answer<Json<ModelMetadata>> {
@@ -100,6 +103,7 @@ fn metadata(service: &Service, name: &str, version: Option<&str>) -> Answer<Json
 
 async fn run(
     service: &Service,
+    caller: Caller,
     name: &str,
     version: Option<&str>,
     headers: &HeaderMap,
@@ -112,7 +116,7 @@ async fn run(
         oip::decode_request(body, header_length)
     })?;
     let response = service
-        .infer(name, version, &mut request, admission.deadline)
+        .infer(name, version, &mut request, caller, admission.deadline)
         .await?;
     let bytes = response
         .outputs

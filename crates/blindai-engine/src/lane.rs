@@ -1,0 +1,521 @@
+//! One worker of a model, and the requests it computes.
+//!
+//! A lane takes requests from the model's queue, alone or several together, and sees each of them to
+//! an answer. However a request ends, the next one finds an idle worker that has forgotten it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use blindai_core::{Code, DType, Dim, Error, NamedTensor, Result, Signature, Tensor, TensorSpec};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::engine::{Answer, Context, Shared, Stages, busy};
+use crate::process::{Ended, Trouble, Worker};
+use crate::protocol::{ALIGNMENT, Place, Run};
+use crate::{Batching, Caller, ModelFile, batch};
+
+/// A request on its way through the engine.
+pub(crate) struct Job {
+    /// In the order of the signature, which they fit.
+    pub inputs: Vec<NamedTensor>,
+    /// Indices into the signature's outputs.
+    pub outputs: Vec<usize>,
+    pub caller: Caller,
+    /// How many rows it has, when it may be computed together with others.
+    pub rows: Option<usize>,
+    pub arrived: Instant,
+    pub reply: oneshot::Sender<Result<Answer>>,
+}
+
+impl Job {
+    pub(crate) fn input_bytes(&self) -> u64 {
+        let bytes = self
+            .inputs
+            .iter()
+            .map(|input| input.tensor.data().len() as u64 + ALIGNMENT);
+        bytes.sum()
+    }
+
+    pub(crate) fn tell(self, result: Result<Answer>) {
+        // Whoever has gone needs no answer.
+        let _ = self.reply.send(result);
+    }
+}
+
+pub(crate) struct Lane {
+    shared: Arc<Shared>,
+    number: usize,
+    worker: Option<Worker>,
+    /// Why there is no worker; told once, then the next request tries again.
+    failure: Option<Error>,
+}
+
+impl Lane {
+    /// Starts the first worker of a model that is new here, and has it compute once, so that no
+    /// caller pays for what only the first run does.
+    ///
+    /// # Errors
+    /// As for [`Worker::start`].
+    pub(crate) async fn first(context: &Context, file: &ModelFile) -> Result<(Worker, Signature)> {
+        let (mut worker, signature) = context.start(file).await?;
+        if context.options.warm_up && !warm_up(&mut worker, &signature).await {
+            return context.start(file).await;
+        }
+        Ok((worker, signature))
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>, number: usize, worker: Option<Worker>) -> Self {
+        let pid = worker.as_ref().map_or(0, Worker::pid);
+        shared.pids[number].store(pid, Ordering::Relaxed);
+        Self {
+            shared,
+            number,
+            worker,
+            failure: None,
+        }
+    }
+
+    /// Serves until it is dropped, and its worker with it.
+    pub(crate) async fn serve(mut self) {
+        self.prepare().await;
+        loop {
+            let first = self.shared.queue.next().await;
+            let jobs = self.gather(first).await;
+            let running = jobs.len();
+            self.shared.running.fetch_add(running, Ordering::Relaxed);
+            self.answer(jobs).await;
+            self.shared.running.fetch_sub(running, Ordering::Relaxed);
+            self.prepare().await;
+            self.shared.queue.finished();
+        }
+    }
+
+    /// Adds what fits to a request, as long as it may wait.
+    async fn gather(&self, first: Job) -> Vec<Job> {
+        let queue = &self.shared.queue;
+        let (Some(policy), Some(rows)) = (&self.shared.context.options.batching, first.rows) else {
+            return vec![first];
+        };
+        let until = first.arrived + policy.max_delay;
+        let mut group = Group::new(first, rows);
+        loop {
+            while let Some(job) =
+                queue.take_if(|caller, job| self.fits(policy, &group, caller, job))
+            {
+                group.add(job);
+            }
+            if group.rows >= policy.max_rows || Instant::now() >= until {
+                queue.pass_on();
+                return group.jobs;
+            }
+            let _ = tokio::time::timeout_at(until, queue.arrival()).await;
+        }
+    }
+
+    fn fits(&self, policy: &Batching, group: &Group, caller: Caller, job: &Job) -> bool {
+        let first = &group.jobs[0];
+        let rows = job
+            .rows
+            .is_some_and(|rows| group.rows.saturating_add(rows) <= policy.max_rows);
+        let bytes = group.bytes.saturating_add(job.input_bytes());
+        rows && (policy.across_callers || caller == first.caller)
+            && bytes <= self.shared.context.options.input_bytes
+            && job.outputs == first.outputs
+            && batch::fit_together(&first.inputs, &job.inputs)
+    }
+
+    /// Sees every request to its answer.
+    async fn answer(&mut self, mut jobs: Vec<Job>) {
+        let mut again = true;
+        loop {
+            jobs.retain(|job| !job.reply.is_closed());
+            if jobs.is_empty() {
+                return;
+            }
+            match self.fly(&mut jobs).await {
+                Ok(answers) => {
+                    return answers
+                        .into_iter()
+                        .zip(jobs)
+                        .for_each(|(answer, job)| job.tell(Ok(answer)));
+                }
+                Err(Trouble::Abandoned) => return,
+                Err(trouble) => {
+                    let (error, blameless) = self.told(trouble).await;
+                    // Nobody is to suffer from whom he happened to be with.
+                    if jobs.len() > 1 {
+                        return self.answer_each(jobs).await;
+                    }
+                    if !(blameless && again) {
+                        return jobs
+                            .into_iter()
+                            .for_each(|job| job.tell(Err(error.clone())));
+                    }
+                    again = false;
+                }
+            }
+        }
+    }
+
+    async fn answer_each(&mut self, jobs: Vec<Job>) {
+        for job in jobs {
+            self.prepare().await;
+            Box::pin(self.answer(vec![job])).await;
+        }
+    }
+
+    /// What to tell the callers, and whether the request had no part in it: then it may be tried
+    /// again, once, since an input that kills workers must not go round for ever.
+    async fn told(&mut self, trouble: Trouble) -> (Error, bool) {
+        if let Trouble::Refused(error) = trouble {
+            return (error, false);
+        }
+        let ended = match self.worker.take() {
+            Some(worker) => worker.end().await,
+            None => Ended::default(),
+        };
+        let fact = format!("the worker died of this request ({ended})");
+        (Error::new(Code::WorkerCrashed, fact), ended.was_killed())
+    }
+
+    /// Has the worker forget the last requests; replaces it when it is gone.
+    pub(crate) async fn prepare(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            // The answer goes out first.
+            if worker.used() > SHORT_WIPE_BYTES {
+                tokio::task::yield_now().await;
+            }
+            // What cannot be wiped must not be handed on.
+            if busy(worker.used(), || worker.wipe()).is_err() {
+                self.worker = None;
+            }
+        }
+        if self.worker.is_none() && self.failure.is_none() {
+            self.failure = self.start().await.err();
+        }
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        let shared = &self.shared;
+        let started = shared.context.start(&shared.file).await;
+        let same = started.and_then(|(worker, signature)| {
+            let other = || Error::new(Code::Internal, "the restarted model has another signature");
+            (signature == shared.signature)
+                .then_some(worker)
+                .ok_or_else(other)
+        });
+        let worker = same.inspect_err(|error| {
+            tracing::warn!(code = error.code().as_str(), "worker not restarted");
+        })?;
+        shared.pids[self.number].store(worker.pid(), Ordering::Relaxed);
+        shared.starts.fetch_add(1, Ordering::Relaxed);
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    async fn fly(&mut self, jobs: &mut [Job]) -> Result<Vec<Answer>, Trouble> {
+        let run = Run {
+            id: 0,
+            inputs: place(&self.shared.signature, jobs),
+            outputs: jobs[0].outputs.clone(),
+        };
+        let started = Instant::now();
+        let shared = self.shared.clone();
+        let worker = self.ready().await?;
+        write_inputs(worker, &run.inputs, jobs)?;
+        worker.send(&run)?;
+        let ran = tokio::select! {
+            biased;
+            ran = worker.answer() => ran?,
+            () = abandoned(jobs) => return Err(self.abandon().await),
+        };
+        let computed = started.elapsed();
+        let places = ran.result.map_err(|failure| shared.failure(failure))?;
+        let outputs = read_outputs(&shared, worker, &run.outputs, &places, jobs)?;
+        let batch = jobs.len();
+        let answer = |(outputs, job): (_, &Job)| {
+            let queued = started.saturating_duration_since(job.arrived);
+            let stages = Stages {
+                queued,
+                computed,
+                batch,
+            };
+            Answer { outputs, stages }
+        };
+        Ok(outputs.into_iter().zip(&*jobs).map(answer).collect())
+    }
+
+    async fn ready(&mut self) -> Result<&mut Worker> {
+        if self.worker.is_none() {
+            match self.failure.take() {
+                Some(failure) => return Err(failure),
+                None => self.start().await?,
+            }
+        }
+        self.worker
+            .as_mut()
+            .ok_or_else(|| Error::new(Code::Internal, "the worker is gone"))
+    }
+
+    /// Stops requests that nobody waits for: by a word, then by force.
+    async fn abandon(&mut self) -> Trouble {
+        if let Some(worker) = &mut self.worker {
+            worker.cancel();
+            let grace = self.shared.context.options.grace;
+            let heeded = tokio::time::timeout(grace, worker.answer()).await;
+            if !matches!(heeded, Ok(Ok(_))) {
+                self.worker = None;
+            }
+        }
+        Trouble::Abandoned
+    }
+}
+
+/// Requests that go to the worker together.
+struct Group {
+    jobs: Vec<Job>,
+    rows: usize,
+    bytes: u64,
+}
+
+impl Group {
+    fn new(first: Job, rows: usize) -> Self {
+        let bytes = first.input_bytes();
+        Self {
+            jobs: vec![first],
+            rows,
+            bytes,
+        }
+    }
+
+    fn add(&mut self, job: Job) {
+        self.rows += job.rows.unwrap_or(0);
+        self.bytes += job.input_bytes();
+        self.jobs.push(job);
+    }
+}
+
+/// Ends when nobody waits for any of the answers.
+async fn abandoned(jobs: &mut [Job]) {
+    poll_fn(|context| {
+        // Each is polled, so that each can wake this task.
+        let mut waiting = false;
+        for job in &mut *jobs {
+            waiting |= job.reply.poll_closed(context).is_pending();
+        }
+        match waiting {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        }
+    })
+    .await;
+}
+
+/// Where the inputs go: one tensor after the other, aligned, each with the rows of all requests.
+fn place(signature: &Signature, jobs: &[Job]) -> Vec<Place> {
+    let mut offset = 0u64;
+    let mut places = Vec::with_capacity(jobs[0].inputs.len());
+    for (number, input) in jobs[0].inputs.iter().enumerate() {
+        let bytes = jobs
+            .iter()
+            .map(|job| job.inputs[number].tensor.data().len() as u64)
+            .sum();
+        let mut shape = input.tensor.shape().to_vec();
+        if jobs.len() > 1 {
+            shape[0] = jobs.iter().filter_map(|job| job.rows).sum();
+        }
+        places.push(Place {
+            index: index_of(signature, &input.name),
+            shape,
+            offset,
+            bytes,
+        });
+        offset = offset.saturating_add(bytes).next_multiple_of(ALIGNMENT);
+    }
+    places
+}
+
+pub(crate) fn index_of(signature: &Signature, name: &str) -> usize {
+    let position = signature.inputs.iter().position(|spec| spec.name == name);
+    position.unwrap_or(usize::MAX)
+}
+
+fn write_inputs(worker: &mut Worker, places: &[Place], jobs: &[Job]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        for (number, place) in places.iter().enumerate() {
+            let mut offset = place.offset;
+            for job in jobs {
+                let data = job.inputs[number].tensor.data();
+                worker.inputs.write(offset, data)?;
+                offset += data.len() as u64;
+            }
+        }
+        Ok(())
+    };
+    busy(places.iter().map(|place| place.bytes).sum(), write).map_err(|error| {
+        let fact = format!("the inputs cannot be handed to the worker: {error}");
+        Error::new(Code::Internal, fact)
+    })
+}
+
+/// Checks and copies what the worker claims to have put out, to each request its own rows.
+fn read_outputs(
+    shared: &Shared,
+    worker: &mut Worker,
+    chosen: &[usize],
+    places: &[Place],
+    jobs: &[Job],
+) -> Result<Vec<Vec<NamedTensor>>, Trouble> {
+    let limit = shared.context.options.output_bytes;
+    let total = places
+        .iter()
+        .try_fold(0u64, |sum, place| sum.checked_add(place.bytes));
+    let as_asked = places
+        .iter()
+        .map(|place| place.index)
+        .eq(chosen.iter().copied());
+    let total = total.filter(|total| *total <= limit && as_asked);
+    let total = total.ok_or_else(|| worker.distrust())?;
+    busy(total, || match jobs {
+        [_] => {
+            let whole =
+                |place: &Place| read(shared, worker, place, place.shape.clone(), 0, place.bytes);
+            Ok(vec![places.iter().map(whole).collect::<Result<_, _>>()?])
+        }
+        jobs => read_rows(shared, worker, places, jobs),
+    })
+}
+
+fn read_rows(
+    shared: &Shared,
+    worker: &mut Worker,
+    places: &[Place],
+    jobs: &[Job],
+) -> Result<Vec<Vec<NamedTensor>>, Trouble> {
+    let rows = |job: &Job| job.rows.unwrap_or(0);
+    let all: usize = jobs.iter().map(rows).sum();
+    let mut first = 0;
+    let mut outputs = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let mut tensors = Vec::with_capacity(places.len());
+        for place in places {
+            let mut shape = place.shape.clone();
+            let bytes = place.bytes / all as u64;
+            if shape.first() != Some(&all) || bytes * all as u64 != place.bytes {
+                let fact = "the outputs have other rows than the inputs";
+                return Err(Error::new(Code::ModelFailed, fact).into());
+            }
+            shape[0] = rows(job);
+            tensors.push(read(
+                shared,
+                worker,
+                place,
+                shape,
+                bytes * first,
+                bytes * rows(job) as u64,
+            )?);
+        }
+        outputs.push(tensors);
+        first += rows(job) as u64;
+    }
+    Ok(outputs)
+}
+
+/// A part of an output, of this shape.
+fn read(
+    shared: &Shared,
+    worker: &mut Worker,
+    place: &Place,
+    shape: Vec<usize>,
+    skip: u64,
+    bytes: u64,
+) -> Result<NamedTensor, Trouble> {
+    let spec = &shared.signature.outputs[place.index];
+    let offset = place.offset.saturating_add(skip);
+    let data = worker
+        .outputs
+        .read(offset, bytes as usize)
+        .map_err(|_| worker.distrust())?;
+    let tensor = Tensor::new(spec.dtype, shape, data.into()).map_err(|error| {
+        let fact = format!("output {:?}: {}", spec.name, error.fact());
+        Error::new(Code::ModelFailed, fact)
+    })?;
+    Ok(NamedTensor::new(spec.name.clone(), tensor))
+}
+
+/// Whether the worker is fit to go on after it computed something made up, in the smallest shapes.
+async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
+    let Some(inputs) = signature
+        .inputs
+        .iter()
+        .filter(|spec| !spec.optional)
+        .map(made_up)
+        .collect()
+    else {
+        return true;
+    };
+    let (reply, _answer) = oneshot::channel();
+    let job = Job {
+        inputs,
+        outputs: (0..signature.outputs.len()).collect(),
+        caller: Caller::default(),
+        rows: None,
+        arrived: Instant::now(),
+        reply,
+    };
+    let jobs = [job];
+    let run = Run {
+        id: 0,
+        inputs: place(signature, &jobs),
+        outputs: jobs[0].outputs.clone(),
+    };
+    if run.inputs.iter().map(|place| place.bytes).sum::<u64>() > WARM_UP_BYTES {
+        return true;
+    }
+    if write_inputs(worker, &run.inputs, &jobs).is_err() || worker.send(&run).is_err() {
+        return false;
+    }
+    // That the model fails on such inputs is its right.
+    let computed = tokio::time::timeout(WARM_UP, worker.answer()).await;
+    matches!(computed, Ok(Ok(_))) && worker.wipe().is_ok()
+}
+
+/// Zeros for what is measured and ones for what is counted: no model should divide by it.
+fn made_up(spec: &TensorSpec) -> Option<NamedTensor> {
+    let dims = spec.shape.as_ref()?.iter();
+    let shape: Vec<usize> = dims
+        .map(|dim| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Symbolic(_) => 1,
+        })
+        .collect();
+    let size = spec.dtype.size()?;
+    let elements = shape
+        .iter()
+        .try_fold(1usize, |product, size| product.checked_mul(*size))?;
+    let bytes = elements
+        .checked_mul(size)
+        .filter(|bytes| *bytes as u64 <= WARM_UP_BYTES)?;
+    let mut data = vec![0; bytes];
+    let is_counted = !matches!(
+        spec.dtype,
+        DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::Bool
+    );
+    if is_counted {
+        data.chunks_exact_mut(size)
+            .for_each(|element| element[0] = 1);
+    }
+    Tensor::new(spec.dtype, shape, data.into())
+        .ok()
+        .map(|tensor| NamedTensor::new(&*spec.name, tensor))
+}
+
+/// Up to here wiping is done before the answer goes out; it costs less than handing it over.
+const SHORT_WIPE_BYTES: u64 = 64 * 1024;
+/// What a model may be warmed up with, and how long.
+const WARM_UP_BYTES: u64 = 16 << 20;
+const WARM_UP: Duration = Duration::from_secs(10);
