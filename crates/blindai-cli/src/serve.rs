@@ -105,6 +105,7 @@ fn announce(config: &Config, server: &Server) {
     eprintln!("  attested port  {attested}  all data and models");
     eprintln!("  public port    {public}  evidence and health");
     eprintln!("  evidence       {}", server.description());
+    eprintln!("  workers        {}", server.barriers());
     eprintln!("  configuration  {}", config.digest());
 }
 

@@ -15,7 +15,7 @@ use crate::nowhere::Nowhere;
 use crate::process::Worker;
 use crate::protocol::Failure;
 use crate::queue::{Pushed, Queue};
-use crate::{Caller, EngineOptions, ModelFile, batch, runtime};
+use crate::{Barriers, Caller, EngineOptions, ModelFile, batch, runtime};
 
 /// Loads models. Cheap to share; needs a Tokio runtime with I/O and time.
 pub struct Engine {
@@ -40,6 +40,17 @@ impl Engine {
             nowhere,
         });
         Ok(Self { context })
+    }
+
+    /// What keeps workers apart from the machine, if it is as much as the options ask for.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] when it is less, or no worker can be started.
+    pub async fn barriers(&self) -> Result<Barriers> {
+        let context = &self.context;
+        let barriers = Worker::probe(&context.options, &context.nowhere).await?;
+        barriers.require(context.options.isolation)?;
+        Ok(barriers)
     }
 
     /// Starts the workers of the model and waits until they can run.

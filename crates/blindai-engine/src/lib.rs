@@ -40,6 +40,7 @@
 
 mod batch;
 mod engine;
+mod isolation;
 mod lane;
 mod memory;
 mod model_file;
@@ -53,8 +54,10 @@ mod runtime;
 mod worker;
 
 pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages};
+pub use isolation::{Barriers, Isolation};
 pub use model_file::{ModelFile, ModelWriter};
 pub use options::{Batching, EngineOptions, WorkerCommand};
 pub use queue::Caller;
 pub use runtime::ONNXRUNTIME_SHA256;
-pub use worker::{WORKER_ARGUMENT, worker_main};
+pub use worker::confine::Left;
+pub use worker::{WORKER_ARGUMENT, confine_for_test, worker_main};

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use crate::WORKER_ARGUMENT;
+use crate::{Isolation, WORKER_ARGUMENT};
 
 /// How models are run. Every limit holds per model.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct EngineOptions {
     pub batching: Option<Batching>,
     /// Whether a new model computes something made up before its first caller comes. Default: true.
     pub warm_up: bool,
+    /// What must stand between a worker and the machine. Default: filtered system calls.
+    pub isolation: Isolation,
     /// Threads that compute one request, the calling one included. Default: the available cores.
     pub threads: usize,
     /// Memory that a worker may allocate for weights and activations together. Default: 8 GiB.
@@ -48,6 +50,7 @@ impl EngineOptions {
             workers: 1,
             batching: None,
             warm_up: true,
+            isolation: Isolation::default(),
             threads: available_parallelism().map_or(1, usize::from),
             memory_bytes: 8 << 30,
             input_bytes: 64 << 20,

@@ -23,7 +23,8 @@ use crate::memory::Region;
 use crate::names::{check_names, printable};
 use crate::nowhere::Nowhere;
 use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
-use crate::{EngineOptions, ModelFile};
+use crate::worker::PROBE_ARGUMENT;
+use crate::{Barriers, EngineOptions, ModelFile};
 
 /// Why a run brought no outputs.
 pub(crate) enum Trouble {
@@ -67,7 +68,7 @@ impl Worker {
         nowhere: &Nowhere,
         model: &ModelFile,
     ) -> Result<(Self, Signature)> {
-        let (mut worker, cancel) = Self::spawn(options, nowhere).await?;
+        let (mut worker, cancel) = Self::spawn(options, nowhere, &[]).await?;
         worker.set_up(options, library, model, &cancel)?;
         drop(cancel);
         let timeout = options.load_timeout;
@@ -85,6 +86,20 @@ impl Worker {
                 );
                 Err(Error::new(Code::DeadlineExceeded, fact)
                     .with_remedy("export a smaller model, or raise the time for loading"))
+            }
+        }
+    }
+
+    /// What the kernel gives to keep workers apart, as one of them found it.
+    pub(crate) async fn probe(options: &EngineOptions, nowhere: &Nowhere) -> Result<Barriers> {
+        let (mut worker, _cancel) = Self::spawn(options, nowhere, &[PROBE_ARGUMENT]).await?;
+        let told = tokio::time::timeout(options.load_timeout, worker.receive()).await;
+        match told {
+            Ok(Ok(barriers)) => Ok(barriers),
+            _ => {
+                let ended = worker.end().await;
+                let fact = format!("a worker could not be set up ({ended})");
+                Err(Error::new(Code::Internal, fact))
             }
         }
     }
@@ -152,7 +167,11 @@ impl Worker {
         }
     }
 
-    async fn spawn(options: &EngineOptions, nowhere: &Nowhere) -> Result<(Self, OwnedFd)> {
+    async fn spawn(
+        options: &EngineOptions,
+        nowhere: &Nowhere,
+        arguments: &[&str],
+    ) -> Result<(Self, OwnedFd)> {
         let (control, control_of_worker) = socket_pair().map_err(no_worker)?;
         let (cancel, cancel_of_worker) = socket_pair().map_err(no_worker)?;
         rustix::io::ioctl_fionbio(&control, true).map_err(|e| no_worker(e.into()))?;
@@ -160,6 +179,7 @@ impl Worker {
         let mut command = Command::new(&options.worker.program);
         command
             .args(&options.worker.arguments)
+            .args(arguments)
             .env_clear()
             .env("ORT_DISABLE_TELEMETRY", "1")
             // Weights in large pages: a few percent of a run.
@@ -200,6 +220,7 @@ impl Worker {
             spinning: options.spinning,
             memory_bytes: options.memory_bytes,
             output_bytes: options.output_bytes,
+            isolation: options.isolation,
         })?;
         let descriptors: [_; SETUP_DESCRIPTORS] = [
             library.as_fd(),

@@ -7,6 +7,7 @@
 //! The cancel socket carries bare request numbers (8 bytes, little-endian), so that the worker's
 //! main thread can sleep in `recv` and compute without looking up.
 
+use crate::Isolation;
 use serde::{Deserialize, Serialize};
 
 /// The longest message, either way.
@@ -24,6 +25,7 @@ pub(crate) struct Setup {
     pub spinning: bool,
     pub memory_bytes: u64,
     pub output_bytes: u64,
+    pub isolation: Isolation,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What runs in the worker process. Nothing here may be trusted once ONNX Runtime has seen the model.
 
-mod confine;
+pub(crate) mod confine;
 mod filter;
 mod onnx;
 mod session;
@@ -25,10 +25,15 @@ use serde::Serialize;
 use crate::protocol::{
     Failure, Loaded, MESSAGE_BYTES, Place, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup,
 };
+use crate::{Barriers, Isolation};
+use confine::Left;
 use session::Model;
 
 /// The first argument of a program that is to become a worker.
 pub const WORKER_ARGUMENT: &str = "blindai-worker";
+
+/// Follows [`WORKER_ARGUMENT`] where a worker is only to tell what it could leave.
+pub(crate) const PROBE_ARGUMENT: &str = "probe";
 
 /// Becomes a worker and serves one model until the parent closes the control socket, which it has
 /// put at descriptor 0.
@@ -45,9 +50,13 @@ pub fn worker_main() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     confine::ignore_requests_to_end()?;
-    confine::drop_capabilities()?;
     let control = confine::take_control_socket()?;
+    let left = confine::leave_machine()?;
     confine::tie_to_parent()?;
+    if std::env::args().next_back().as_deref() == Some(PROBE_ARGUMENT) {
+        let filtered = filter::install(control.as_fd()).is_ok();
+        return send(&control, &Barriers { filtered, left });
+    }
     let mut message = vec![0; MESSAGE_BYTES];
     let (setup, descriptors) = receive_setup(&control, &mut message)?;
     let [library, model, inputs, outputs, cancel] = descriptors;
@@ -56,7 +65,7 @@ fn serve() -> io::Result<()> {
     let outputs = File::from(outputs);
     confine::limit_files(outputs.metadata()?.len())?;
     let inputs = map(&inputs.into())?;
-    let loaded = load(library, model, &outputs, &setup);
+    let loaded = load(library, model, &outputs, &setup, left);
     let loaded = loaded.and_then(|model| {
         let signature_bytes = write_signature(&model, &outputs)?;
         Ok((model, signature_bytes))
@@ -79,13 +88,40 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
-fn load(library: OwnedFd, model: OwnedFd, outputs: &File, setup: &Setup) -> Result<Model> {
+/// Does to this process what is done to a worker before it sees a model, for tests of what is left
+/// possible then. It must have no threads.
+///
+/// # Errors
+/// When the kernel refuses what every worker needs; with `filter`, also when it cannot filter.
+#[doc(hidden)]
+pub fn confine_for_test(filter: bool) -> io::Result<Barriers> {
+    let left = confine::leave_machine()?;
+    confine::tie_to_parent()?;
+    confine::limit_threads(left, 1)?;
+    if filter {
+        filter::install(rustix::stdio::stdout())?;
+    }
+    let filtered = filter;
+    Ok(Barriers { filtered, left })
+}
+
+fn load(
+    library: OwnedFd,
+    model: OwnedFd,
+    outputs: &File,
+    setup: &Setup,
+    left: Left,
+) -> Result<Model> {
     let environment = runtime(&library)?;
     drop(library);
+    confine::limit_threads(left, setup.threads).map_err(system)?;
     confine::limit_memory(setup.memory_bytes, setup.threads).map_err(system)?;
     let model = map(&model.into()).map_err(system)?;
     // From here on a stranger's bytes are read.
-    filter::install(outputs.as_fd()).map_err(system)?;
+    let filtered = filter::install(outputs.as_fd());
+    if setup.isolation != Isolation::Process {
+        filtered.map_err(system)?;
+    }
     let graph = onnx::check(&model)?;
     Model::load(&environment, &model, &graph, setup)
 }

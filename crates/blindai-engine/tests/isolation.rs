@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blindai_core::Code;
-use blindai_engine::{Engine, EngineOptions, LoadedModel};
+use blindai_engine::{Engine, EngineOptions, Isolation, LoadedModel};
 use object::{Object as _, ObjectSymbol as _};
 use rustix::process::{Pid, Signal};
 use support::*;
@@ -105,6 +105,32 @@ async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_leaves_what_the_kernel_lets_it_leave() {
+    let options = EngineOptions {
+        isolation: Isolation::Full,
+        ..options()
+    };
+    let engine = Engine::new(options).unwrap();
+    let left = engine.barriers().await.unwrap().left;
+    let file = model_file(&model_bytes("identity_FP32"));
+    let model = engine.load(file).await.unwrap();
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let its = fs::read_to_string(proc(&model, "status")).unwrap();
+    let user = |status: &str| {
+        let line = status.lines().find(|line| line.starts_with("Uid:"));
+        line.map(str::to_owned)
+    };
+    assert_eq!(left.user, user(&own) != user(&its), "{its}");
+    for kind in ["user", "net", "mnt", "ipc", "uts"] {
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
+        if let Some(its) = visible(of(&pid(&model).to_string())) {
+            assert_eq!(left.namespaces, its != of("self").unwrap(), "{kind}");
+        }
+    }
+    run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

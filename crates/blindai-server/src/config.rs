@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use blindai_collateral::{CollateralError, Source};
 use blindai_core::{Digest, Tee};
+use blindai_engine::Isolation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -122,6 +123,10 @@ pub struct EngineConfig {
     pub spinning: bool,
     /// Whether a new model computes something made up before its first caller comes. Default true.
     pub warm_up: bool,
+    /// What must stand between a worker and the machine: `process`, `filtered` (its system calls) or
+    /// `full` (a user or namespaces of its own besides). The server does not start with less. Default
+    /// `filtered`.
+    pub isolation: Isolation,
     pub batching: BatchingConfig,
 }
 
@@ -246,6 +251,7 @@ impl Config {
                 threads: s.within("threads", 0, 0..=COUNT),
                 spinning: s.get("spinning", true),
                 warm_up: s.get("warm_up", true),
+                isolation: s.get("isolation", Isolation::Filtered),
                 batching: s.section("batching", |s| BatchingConfig {
                     max_rows: s.within("max_rows", 1, 1..=COUNT),
                     max_delay_ms: s.within("max_delay_ms", 0, 0..=60_000),
@@ -453,6 +459,10 @@ mod tests {
             colour = "red"
             [listen]
             attested = "here"
+            [engine]
+            isolation = "some"
+            [engine.batching]
+            size = 8
             [limits]
             models = 0
             body_byte = 1
@@ -466,10 +476,12 @@ mod tests {
             "limits.models = 0: from 1 to 1000000",
             "limits.body_byte: unknown key",
             "limits.queue = \"many\"",
+            "engine.isolation = \"some\"",
+            "engine.batching.size: unknown key",
         ] {
             assert!(all.contains(part), "{part} is not in {all}");
         }
-        assert_eq!(error.errors().len(), 5);
+        assert_eq!(error.errors().len(), 7);
     }
 
     #[test]
@@ -489,6 +501,8 @@ mod tests {
         for text in [
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
+            "[engine]\nisolation = 'full'",
+            "[engine.batching]\nstrict = false",
             "[tls]\nfolder = 'x'",
             "[tee]\nprovider = 'tsm'",
         ] {

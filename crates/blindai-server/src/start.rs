@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_core::{Code, Error, Tee};
-use blindai_engine::{Batching, Engine, EngineOptions};
+use blindai_engine::{Barriers, Batching, Engine, EngineOptions};
 use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
@@ -30,6 +30,7 @@ pub struct Server {
     drain: Duration,
     addresses: (SocketAddr, SocketAddr),
     description: String,
+    barriers: Barriers,
 }
 
 impl Server {
@@ -52,6 +53,8 @@ impl Server {
     ) -> Result<Self, StartError> {
         let engine = Engine::new(engine_options(&config.engine, &config.limits))
             .map_err(|error| StartError::new(StartKind::Engine, error))?;
+        let barriers = engine.barriers().await;
+        let barriers = barriers.map_err(|error| StartError::new(StartKind::Engine, error))?;
         let description = attester.describe();
         let attested = bind(config.listen.attested, "listen.attested").await?;
         let public = bind(config.listen.public, "listen.public").await?;
@@ -89,6 +92,7 @@ impl Server {
             drain: Duration::from_secs(config.limits.drain_seconds),
             addresses,
             description,
+            barriers,
         })
     }
 
@@ -100,6 +104,11 @@ impl Server {
     /// What attests this server, for the log.
     pub fn description(&self) -> &str {
         &self.description
+    }
+
+    /// What keeps the workers apart from the machine, for the log.
+    pub fn barriers(&self) -> Barriers {
+        self.barriers
     }
 
     /// Serves until `stop` ends; then takes no new requests, ends those in progress and returns.
@@ -171,6 +180,7 @@ fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
         threads => threads,
     };
     options.workers = engine.workers;
+    options.isolation = engine.isolation;
     options.warm_up = engine.warm_up;
     options.batching = (engine.batching.max_rows > 1).then(|| Batching {
         max_rows: engine.batching.max_rows,

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use serde::{Deserialize, Serialize};
 
 /// Moves the control socket away from standard input and closes every descriptor that is not known:
 /// whoever started the parent may have left some open.
@@ -38,8 +39,52 @@ pub(super) fn ignore_requests_to_end() -> io::Result<()> {
     Ok(())
 }
 
+/// Leaves everything that can be left: the server's user, and the network, the mounts, the host name
+/// and the message queues of the machine. The kernel decides what of it there is.
+pub(super) fn leave_machine() -> io::Result<Left> {
+    // Best effort, and nobody else may write it later.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let user = become_nobody();
+    let apart = UnshareFlags::NEWUSER
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    // SAFETY: no thread runs yet with which anything could be shared, and descriptors stay as they
+    // are. No identity is mapped into the new namespace, so there it is nobody.
+    let namespaces = unsafe { rustix::thread::unshare_unsafe(apart) }.is_ok();
+    drop_capabilities()?;
+    Ok(Left { user, namespaces })
+}
+
+/// What a worker has left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The server's user, for one that owns nothing and that no other worker has.
+    pub user: bool,
+    /// The machine's network, mounts and users, for namespaces of its own.
+    pub namespaces: bool,
+}
+
+/// Only root can change its user.
+fn become_nobody() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let number = FIRST_NOBODY + std::process::id();
+    let (user, group) = (Uid::from_raw(number), Gid::from_raw(number));
+    let left = rustix::thread::set_thread_groups(&[])
+        .and_then(|()| rustix::thread::set_thread_res_gid(group, group, group))
+        .and_then(|()| rustix::thread::set_thread_res_uid(user, user, user));
+    left.is_ok()
+}
+
+/// Beyond what systems give to people, services and containers. Process ids go up to 2²².
+const FIRST_NOBODY: u32 = 0x6000_0000;
+
 /// Gives root's rights up, and with them the right to look into the parent.
-pub(super) fn drop_capabilities() -> io::Result<()> {
+fn drop_capabilities() -> io::Result<()> {
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -49,17 +94,26 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, none)?)
 }
 
-/// No new rights, no core dump, nobody looks inside, first to go when memory runs out, dead with the
-/// parent.
+/// No new rights, no core dump, nobody looks inside, dead with the parent. To be called once the
+/// user is the last one: the kernel forgets the parent when it changes.
 pub(super) fn tie_to_parent() -> io::Result<()> {
-    // Best effort: some kernels and containers do not let it be written.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     limit(Resource::Core, 0)?;
     limit(Resource::Nofile, OPEN_FILES)
 }
+
+/// Bounds the threads, where the kernel counts those of this worker alone.
+pub(super) fn limit_threads(left: Left, threads: usize) -> io::Result<()> {
+    match left.user || left.namespaces {
+        true => limit(Resource::Nproc, threads as u64 + SPARE_THREADS),
+        false => Ok(()),
+    }
+}
+
+/// The first one, and the one that hears of cancellations; twice, to be on the safe side.
+const SPARE_THREADS: u64 = 4;
 
 /// Bounds every file, so that no region and no other memory file outgrows the shared memory.
 pub(super) fn limit_files(bytes: u64) -> io::Result<()> {
