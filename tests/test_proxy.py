@@ -158,7 +158,7 @@ def test_a_caller_may_wait_to_be_asked_for_the_body(proxy: Proxy):
         )
         assert caller.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n")
         caller.sendall(b"{}")
-        assert caller.recv(100).startswith(b"HTTP/1.1 404")
+        assert caller.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_connections_are_used_again(proxy: Proxy):
@@ -299,7 +299,8 @@ def test_a_server_that_comes_goes_and_comes_again(tmp_path: Path):
             failure = proxy.status()["last_failure"]
             return failure is not None and failure["code"] == "connect-failed"
 
-        wait_for(is_missed, "the server to be missed")
+        proxy.wait_until(state="refused")
+        assert is_missed()
         assert_refused(proxy.get("/v2"), 503, "connect-failed")
         keys = []
         for _ in range(2):
