@@ -111,7 +111,9 @@ impl Upstream {
             "/sink" => Reply::whole(count(request.into_body()).await.to_string().into()),
             "/endless" => {
                 self.wanted.send_replace(true);
-                Reply::Endless(Wanted(self))
+                Reply::Endless {
+                    _wanted: Wanted(self),
+                }
             }
             _ => Reply::whole(path.into()),
         }))
@@ -131,7 +133,9 @@ enum Reply {
     /// Every frame comes back, and trailers after the last.
     Echo(Incoming, bool),
     /// For as long as somebody reads.
-    Endless(Wanted),
+    Endless {
+        _wanted: Wanted,
+    },
 }
 
 struct Wanted(Arc<Upstream>);
@@ -170,7 +174,9 @@ impl Body for Reply {
                     Ok(Frame::trailers(trailers))
                 })))
             }
-            Self::Endless(_) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 1024]))))),
+            Self::Endless { .. } => {
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 1024])))))
+            }
         }
     }
 }
