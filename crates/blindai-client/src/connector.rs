@@ -171,13 +171,15 @@ impl Connector {
     }
 
     fn connection(&self, proven: Unproven) -> Connection {
+        let trusted = Trusted {
+            tls_spki_sha256: proven.tls_spki_sha256(),
+            trust: self.trust.subscribe(),
+            clock: self.dialer.clock.clone(),
+        };
         Connection {
-            trusted: Trusted {
-                tls_spki_sha256: proven.tls_spki_sha256(),
-                trust: self.trust.subscribe(),
-                clock: self.dialer.clock.clone(),
-            },
+            end: Some(Box::pin(trusted.clone().distrusted())),
             stream: proven.stream,
+            trusted,
         }
     }
 }
@@ -191,26 +193,38 @@ impl fmt::Debug for Connector {
 /// A connection that ends inside the TEE of a [`Connector`]'s newest report.
 ///
 /// Reading and writing fail with [`io::ErrorKind::PermissionDenied`] as soon as that report has
-/// ended, or is replaced by one that does not name this connection's TLS key.
+/// ended, or is replaced by one that does not name this connection's TLS key. Whoever waits for
+/// something to read is woken when it is replaced, and a connection that failed so does not come back.
 pub struct Connection {
     stream: TlsStream<AnswerOutlivesReset>,
     trusted: Trusted,
+    /// Completes when trust ends; none after that.
+    end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Connection {
     /// Completes when the newest report does not name this connection's key any longer: whoever
-    /// drives the connection has to drop it then. A report that ends by itself completes nothing;
-    /// it ends with the next byte.
+    /// drives the connection has to drop it then, for it may wait for something else than to read. A
+    /// report that ends by itself completes nothing; it ends with the next byte.
     pub fn distrusted(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut trusted = self.trusted.clone();
-        async move {
-            while trusted.holds() {
-                if trusted.trust.changed().await.is_err() {
-                    // The connector is gone, and with it whoever would verify anew.
-                    return;
-                }
-            }
+        self.trusted.clone().distrusted()
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        if self.end.is_some() && self.trusted.holds() {
+            return Ok(());
         }
+        self.end = None;
+        let error = ClientError::key_unknown();
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, error))
+    }
+
+    fn check_and_wake(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let end = self.end.as_mut();
+        if end.is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+            self.end = None;
+        }
+        self.check()
     }
 }
 
@@ -233,12 +247,11 @@ impl Trusted {
         self.trust.borrow().covers(&self.tls_spki_sha256, now)
     }
 
-    fn check(&self) -> io::Result<()> {
-        match self.holds() {
-            true => Ok(()),
-            false => {
-                let error = ClientError::key_unknown();
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, error))
+    async fn distrusted(mut self) {
+        while self.holds() {
+            if self.trust.changed().await.is_err() {
+                // The connector is gone, and with it whoever would verify anew.
+                return;
             }
         }
     }
@@ -250,7 +263,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.trusted.check()?;
+        self.check_and_wake(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -261,7 +274,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.trusted.check()?;
+        self.check()?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -270,7 +283,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.trusted.check()?;
+        self.check()?;
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 

@@ -114,6 +114,19 @@ async fn open_connections_end_when_a_verification_fails_and_do_not_come_back() {
 }
 
 #[tokio::test]
+async fn who_waits_for_an_answer_is_woken_when_a_verification_fails() {
+    let setting = Setting::new().await;
+    setting.connector.attest().await.unwrap();
+    let mut connection = setting.open().await;
+    let waiting = tokio::spawn(async move { connection.read(&mut [0; 1]).await });
+    tokio::task::yield_now().await;
+    setting.server.attest_with(|_| b"no evidence".to_vec());
+    setting.connector.attest().await.unwrap_err();
+    let woken = waiting.await.unwrap().unwrap_err();
+    assert_eq!(woken.kind(), Io::PermissionDenied);
+}
+
+#[tokio::test]
 async fn a_server_with_a_new_key_is_verified_anew_and_the_old_connection_ends() {
     let setting = Setting::new().await;
     let first = setting.connector.attest().await.unwrap();
