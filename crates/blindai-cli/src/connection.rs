@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
-use blindai_client::{ClientError, ConnectOptions, Digest, FetchOptions, Fetcher, Policy, Source};
+use blindai_client::{
+    ClientError, ConnectOptions, Connector, Digest, FetchOptions, Fetcher, Policy, Source,
+};
 use clap::Args;
 
 use crate::file;
@@ -45,6 +47,18 @@ impl Connection {
     pub fn open(&self) -> Result<Client> {
         self.trust.connect(&self.server, &self.fetching)
     }
+
+    /// What makes connections to the server, once that is verified.
+    pub fn connector(&self) -> Result<Connector> {
+        let policy = self.trust.policy()?.context(NO_POLICY)?;
+        let options = self.fetching.options(policy)?;
+        Ok(Connector::new(&self.server, options)?)
+    }
+
+    /// See [`Trust::policy_id`].
+    pub fn policy_id(&self) -> Result<Option<String>> {
+        self.trust.policy_id()
+    }
 }
 
 impl Fetching {
@@ -78,7 +92,7 @@ impl Trust {
         let missing = self.policy.is_none() && error.code() == "measurement-mismatch";
         let error = anyhow::Error::new(error);
         match missing {
-            true => error.context("no policy says what the server must prove · give --policy FILE"),
+            true => error.context(NO_POLICY),
             false => error,
         }
     }
@@ -119,5 +133,6 @@ pub fn read_policy(path: &Path, simulation: bool) -> Result<Policy> {
     })
 }
 
+const NO_POLICY: &str = "no policy says what the server must prove · give --policy FILE";
 /// A policy names digests by the dozen, not by the million.
 const POLICY_BYTES: u64 = 1024 * 1024;

@@ -13,6 +13,7 @@ mod models;
 mod npy;
 mod output;
 mod policy;
+mod proxy;
 mod serve;
 mod subject;
 mod time;
@@ -44,6 +45,8 @@ enum Command {
     Models(models::Arguments),
     /// Run a model on .npy files.
     Infer(infer::Arguments),
+    /// Forward plain HTTP and gRPC of this machine to a server that is verified first.
+    Proxy(proxy::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Policy(arguments) => policy::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
+        Command::Proxy(arguments) => proxy::run(&arguments),
     };
     result.unwrap_or_else(|error| output::failure(&error))
 }

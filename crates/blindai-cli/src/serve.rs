@@ -50,9 +50,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     runtime.block_on(serve(&config))
 }
 
-// The keys are in this process: no core dump may hold them, and no other process of this user, a
-// worker that was taken over least of all, may read them through /proc.
-fn harden() -> Result<(), String> {
+/// Keys and user data are in this process: no core dump may hold them, and no other process of this
+/// user, a worker that was taken over least of all, may read them through /proc.
+pub fn harden() -> Result<(), String> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),

@@ -27,6 +27,15 @@ pub fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
+/// A time for people; far beyond any calendar it stays a number.
+pub fn utc(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok();
+    match time.and_then(|seconds| DateTime::from_timestamp(seconds, 0)) {
+        Some(time) => time.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        None => format!("second {seconds}"),
+    }
+}
+
 fn parse(text: &str) -> Result<u64, &'static str> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);

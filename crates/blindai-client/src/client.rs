@@ -87,6 +87,19 @@ impl ConnectOptions {
         self.clock = Arc::new(clock);
         self
     }
+
+    /// What makes trusted connections to `address`.
+    pub(crate) fn dialer(self, address: &str) -> Result<Dialer, ClientError> {
+        let address = Address::parse(address)?;
+        let limit = self.connect_timeout;
+        Ok(Dialer::new(
+            address,
+            self.policy,
+            self.collateral,
+            limit,
+            self.clock,
+        ))
+    }
 }
 
 impl fmt::Debug for ConnectOptions {
@@ -116,21 +129,16 @@ impl Client {
     /// Of kind `Attestation` when the policy does not accept the server, `Connection` when it
     /// cannot be reached, `Local` for an address that is none.
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Self, ClientError> {
-        let (address, limit) = (Address::parse(address)?, options.connect_timeout);
-        let dialer = Dialer::new(
-            address,
-            options.policy,
-            options.collateral,
-            limit,
-            options.clock,
-        );
+        let (request_timeout, max_response_bytes) =
+            (options.request_timeout, options.max_response_bytes);
+        let dialer = options.dialer(address)?;
         let (channel, _) = dialer.attest().await?;
         let client = Self(Arc::new(Shared {
             dialer,
             report: Mutex::new(channel.report().clone()),
             idle: Mutex::default(),
-            request_timeout: options.request_timeout,
-            max_response_bytes: options.max_response_bytes,
+            request_timeout,
+            max_response_bytes,
         }));
         client.0.park(channel);
         Ok(client)

@@ -10,6 +10,7 @@ use blindai_verify::{PolicyError, Rejection};
 use http::StatusCode;
 
 use crate::address::Address;
+use crate::trust::Protocol;
 
 /// Why a call failed: a class, a stable code, the fact and what to do.
 ///
@@ -208,6 +209,29 @@ impl ClientError {
         let fact = "the peer shows a certificate whose key it does not hold";
         let remedy = "somebody stands between you and the server; do not go on";
         Self::of(Cause::Unproven("tls-key-not-held"), fact, remedy)
+    }
+
+    pub(crate) fn not_verified() -> Self {
+        let fact = "the server has not been verified yet";
+        Self::of(Cause::Unproven("not-verified"), fact, "try again shortly")
+    }
+
+    pub(crate) fn report_expired() -> Self {
+        let fact = "what the server proved has expired";
+        let remedy = "verify it anew";
+        Self::of(Cause::Unproven("report-expired"), fact, remedy)
+    }
+
+    pub(crate) fn key_unknown() -> Self {
+        let fact = "the TLS key at the other end is not the one that was verified";
+        let remedy = "verify one server at a time: several behind one address have a key each";
+        Self::of(Cause::Unproven("tls-key-unknown"), fact, remedy)
+    }
+
+    pub(crate) fn protocol_refused(protocol: Protocol) -> Self {
+        let fact = format!("the server does not speak {protocol}");
+        let remedy = "connect to the attested port of a BlindAI server (50051 by default)";
+        Self::of(Cause::Connection("protocol-refused"), fact, remedy)
     }
 
     pub(crate) fn connect_failed(address: &Address, error: &io::Error) -> Self {

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! How a connection becomes trusted is one straight line in `trust.rs`. Nothing but that line makes
-//! a connection on which a request can be sent.
+//! a connection on which a request can be sent. A program that speaks for itself takes its
+//! connections from a [`Connector`].
 //!
 //! The same verbs without async are in [`blocking`].
 //!
@@ -33,6 +34,7 @@
 mod address;
 pub mod blocking;
 mod client;
+mod connector;
 mod error;
 mod http1;
 mod trust;
@@ -46,5 +48,7 @@ pub use blindai_core::{
 };
 pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
 pub use client::{Client, ConnectOptions};
+pub use connector::{Connection, Connector, Failure, Trust};
 pub use error::{ClientError, ErrorKind};
+pub use trust::Protocol;
 pub use upload::{Progress, Upload};

@@ -11,6 +11,9 @@
 //! 3. A later connection needs no step 2 when its TLS key is the one in a report that still holds:
 //!    the key never leaves the TEE. With another key, or an expired report, step 2 is done again.
 //!
+//! Programs that bring their own protocol get a [`Connection`](crate::Connection) instead of a
+//! [`Channel`]; only step 3 makes one, in `connector.rs`.
+//!
 //! A resumed TLS session would skip the verifier of step 1, hence none is ever stored.
 
 use std::fmt;
@@ -119,6 +122,47 @@ pub(crate) fn holds(report: &VerifiedReport, now: u64) -> bool {
     now < report.valid_until()
 }
 
+/// Whether a report that still holds was made for this TLS key: its claims name the key.
+pub(crate) fn covers(report: &VerifiedReport, tls_spki_sha256: &[u8; 32], now: u64) -> bool {
+    report.claims().tls_spki_sha256 == *tls_spki_sha256 && holds(report, now)
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        })
+    }
+}
+
+impl Protocol {
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"http/1.1",
+            Self::Http2 => b"h2",
+        }
+    }
+
+    /// A server that names nothing speaks HTTP/1.1.
+    fn check(self, chosen: Option<&[u8]>) -> Result<(), ClientError> {
+        match chosen.unwrap_or(b"http/1.1") == self.alpn() {
+            true => Ok(()),
+            false => Err(ClientError::protocol_refused(self)),
+        }
+    }
+}
+
 impl Dialer {
     pub fn new(
         address: Address,
@@ -146,7 +190,7 @@ impl Dialer {
     /// Of kind `Attestation` when the server does not prove itself, `Connection` when it cannot be
     /// reached within the connect timeout.
     pub async fn attest(&self) -> Result<(Channel, EvidenceDocument), ClientError> {
-        let dialed = async { self.dial().await?.prove(self).await };
+        let dialed = async { self.dial(Protocol::Http1).await?.prove(self).await };
         self.in_time(dialed).await
     }
 
@@ -156,9 +200,9 @@ impl Dialer {
     /// As for [`Dialer::attest`].
     pub async fn open(&self, known: Arc<VerifiedReport>) -> Result<Channel, ClientError> {
         let dialed = async {
-            let connection = self.dial().await?;
+            let connection = self.dial(Protocol::Http1).await?;
             if connection.is_covered_by(&known, (self.clock)()) {
-                let (wire, report) = (connection.wire, known);
+                let (wire, report) = (connection.wire(self).await?, known);
                 return Ok(Channel { wire, report });
             }
             Ok(connection.prove(self).await?.0)
@@ -166,21 +210,31 @@ impl Dialer {
         self.in_time(dialed).await
     }
 
+    /// A connection to a server that nobody has appraised: step 1 alone.
+    ///
+    /// # Errors
+    /// As for [`Dialer::attest`].
+    pub async fn reach(&self, protocol: Protocol) -> Result<Unproven, ClientError> {
+        self.in_time(self.dial(protocol)).await
+    }
+
     /// Step 1.
-    async fn dial(&self) -> Result<Unproven, ClientError> {
+    async fn dial(&self, protocol: Protocol) -> Result<Unproven, ClientError> {
         let refused = |error| ClientError::connect_failed(&self.address, &error);
         let socket = TcpStream::connect(self.address.target()).await;
         let socket = socket.map_err(refused)?;
         // Requests are written whole: waiting for more to send only adds latency.
         socket.set_nodelay(true).map_err(refused)?;
         let socket = AnswerOutlivesReset::new(socket);
-        let stream = self.tls.connect(self.address.server_name(), socket).await;
+        let tls = self.tls.with_alpn(vec![protocol.alpn().to_vec()]);
+        let stream = tls.connect(self.address.server_name(), socket).await;
         let stream = stream.map_err(handshake_error)?;
+        protocol.check(stream.get_ref().1.alpn_protocol())?;
         let certificate = peer_evidence(&stream)?;
-        let host = HeaderValue::try_from(self.address.to_string());
-        let host = host.map_err(ClientError::response_invalid)?;
-        let wire = Wire::new(stream, host).await?;
-        Ok(Unproven { wire, certificate })
+        Ok(Unproven {
+            stream,
+            certificate,
+        })
     }
 
     async fn in_time<T>(
@@ -203,23 +257,30 @@ impl Dialer {
 }
 
 /// A TLS connection to a peer that has shown evidence which nobody has appraised.
-struct Unproven {
-    wire: Wire,
+pub(crate) struct Unproven {
+    pub stream: TlsStream<AnswerOutlivesReset>,
     certificate: CertificateEvidence,
 }
 
 impl Unproven {
-    /// Step 3. The claims in the report name the TLS key that it was made for.
+    /// The TLS key at the other end.
+    pub fn tls_spki_sha256(&self) -> [u8; 32] {
+        self.certificate.tls_spki_sha256()
+    }
+
+    /// Step 3.
     fn is_covered_by(&self, report: &VerifiedReport, now: u64) -> bool {
-        self.certificate.tls_spki_sha256() == report.claims().tls_spki_sha256 && holds(report, now)
+        covers(report, &self.tls_spki_sha256(), now)
     }
 
     /// Step 2.
-    async fn prove(mut self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
+    async fn prove(self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
         let nonce = dialer.nonce()?;
-        let mut document = self.fetch(&nonce).await?;
+        let tls_spki_sha256 = self.tls_spki_sha256();
+        let mut wire = self.wire(dialer).await?;
+        let mut document = fetch(&mut wire, &nonce).await?;
         dialer.collateral.complete(&mut document).await?;
-        let (now, tls_spki_sha256) = ((dialer.clock)(), self.certificate.tls_spki_sha256());
+        let now = (dialer.clock)();
         document.seen = Some(Seen {
             at: now,
             nonce: *nonce.as_bytes(),
@@ -234,23 +295,29 @@ impl Unproven {
         let evidence = document.evidence();
         match blindai_verify::verify(&evidence, collateral, &binding, &dialer.policy, now) {
             Ok(report) => {
-                let (wire, report) = (self.wire, Arc::new(report));
+                let report = Arc::new(report);
                 Ok((Channel { wire, report }, document))
             }
             Err(rejection) => Err(ClientError::rejected(rejection, document)),
         }
     }
 
-    async fn fetch(&mut self, nonce: &Nonce) -> Result<EvidenceDocument, ClientError> {
-        let path = format!("{}?nonce={}", api::ATTESTATION, nonce.to_hex());
-        let head = Head::new(Method::GET, path);
-        let answer = self.wire.exchange(&head, Outgoing::empty(), DOCUMENT_BYTES);
-        let answer = answer.await?;
-        if answer.status() != StatusCode::OK {
-            return Err(ClientError::evidence_unavailable(answer.status()));
-        }
-        EvidenceDocument::from_json(&answer.body).map_err(|e| ClientError::evidence_malformed(&e))
+    async fn wire(self, dialer: &Dialer) -> Result<Wire, ClientError> {
+        let host = HeaderValue::try_from(dialer.address.to_string());
+        let host = host.map_err(ClientError::response_invalid)?;
+        Wire::new(self.stream, host).await
     }
+}
+
+async fn fetch(wire: &mut Wire, nonce: &Nonce) -> Result<EvidenceDocument, ClientError> {
+    let path = format!("{}?nonce={}", api::ATTESTATION, nonce.to_hex());
+    let head = Head::new(Method::GET, path);
+    let answer = wire.exchange(&head, Outgoing::empty(), DOCUMENT_BYTES);
+    let answer = answer.await?;
+    if answer.status() != StatusCode::OK {
+        return Err(ClientError::evidence_unavailable(answer.status()));
+    }
+    EvidenceDocument::from_json(&answer.body).map_err(|e| ClientError::evidence_malformed(&e))
 }
 
 fn tls_config(provider: CryptoProvider) -> ClientConfig {
@@ -262,7 +329,6 @@ fn tls_config(provider: CryptoProvider) -> ClientConfig {
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
 

@@ -1,0 +1,199 @@
+//! What of a message belongs to the connection that it came on, and stays behind (RFC 9110, 7.6).
+
+use http::header::{CONNECTION, EXPECT, HOST, HeaderName, TE, UPGRADE, VIA};
+use http::request;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+
+use super::refusal::Refusal;
+
+/// Refuses what is more than a request and an answer.
+pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
+    if request.method() == Method::CONNECT {
+        return Err(Refusal::method(request.method()));
+    }
+    let headers = request.headers();
+    let mut upgrades = headers.get_all(UPGRADE).iter();
+    // Java offers HTTP/2 in each first request, and goes on with HTTP/1.1 when nobody takes it up.
+    if upgrades.any(|upgrade| !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")) {
+        return Err(Refusal::upgrade());
+    }
+    let mut expectations = headers.get_all(EXPECT).iter();
+    match expectations.any(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        true => Err(Refusal::expectation()),
+        false => Ok(()),
+    }
+}
+
+/// The request as it goes to the server at `host`, in the version of HTTP that it came in.
+pub fn to_server<B>(request: Request<B>, host: &Authority) -> Request<B> {
+    let (mut parts, body) = request.into_parts();
+    let trailers = parts.headers.get(TE).is_some_and(|te| te == "trailers");
+    strip(&mut parts.headers);
+    parts.headers.remove(HOST);
+    match parts.version {
+        Version::HTTP_2 => address_http2(&mut parts, host, trailers),
+        _ => address_http1(&mut parts, host),
+    }
+    Request::from_parts(parts, body)
+}
+
+/// The answer as it goes to the caller.
+pub fn to_caller<B>(mut response: Response<B>) -> Response<B> {
+    strip(response.headers_mut());
+    response
+}
+
+fn address_http1(parts: &mut request::Parts, host: &Authority) {
+    parts.version = Version::HTTP_11;
+    parts.uri = Uri::from(path(&parts.uri));
+    let host = HeaderValue::from_str(host.as_str()).expect("an authority is a header value");
+    parts.headers.insert(HOST, host);
+    parts
+        .headers
+        .append(VIA, HeaderValue::from_static(VIA_HTTP1));
+}
+
+fn address_http2(parts: &mut request::Parts, host: &Authority, trailers: bool) {
+    let mut target = http::uri::Parts::default();
+    target.scheme = Some(Scheme::HTTPS);
+    target.authority = Some(host.clone());
+    target.path_and_query = Some(path(&parts.uri));
+    parts.uri = Uri::from_parts(target).expect("scheme, authority and path");
+    parts
+        .headers
+        .append(VIA, HeaderValue::from_static(VIA_HTTP2));
+    if trailers {
+        // Without it, servers of gRPC refuse to speak.
+        parts
+            .headers
+            .insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn path(uri: &Uri) -> PathAndQuery {
+    let path = uri.path_and_query().cloned();
+    path.unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+const VIA_HTTP1: &str = "1.1 blindai";
+const VIA_HTTP2: &str = "2 blindai";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, headers: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::builder().uri("http://localhost:8080/v2/x?y=1");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.version(version).body(()).unwrap()
+    }
+
+    fn server() -> Authority {
+        Authority::from_static("server.example:50051")
+    }
+
+    #[test]
+    fn what_belongs_to_the_connection_stays_behind() {
+        let sent = request(
+            Version::HTTP_11,
+            &[
+                ("host", "localhost:8080"),
+                ("connection", "keep-alive, X-Mine"),
+                ("connection", "x-also"),
+                ("keep-alive", "timeout=5"),
+                ("x-mine", "1"),
+                ("x-also", "1"),
+                ("te", "trailers"),
+                ("transfer-encoding", "chunked"),
+                ("proxy-authorization", "Basic eA=="),
+                ("upgrade", "h2c"),
+                ("http2-settings", "AAMAAABk"),
+                ("x-kept", "1"),
+                ("expect", "100-continue"),
+            ],
+        );
+        assert!(check(&sent).is_ok());
+        let sent = to_server(sent, &server());
+        let mut left: Vec<_> = sent.headers().keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["expect", "host", "via", "x-kept"]);
+        assert_eq!(sent.headers()[HOST], "server.example:50051");
+        assert_eq!(sent.uri(), "/v2/x?y=1");
+    }
+
+    #[test]
+    fn http2_keeps_the_trailers_of_grpc_and_gets_the_servers_authority() {
+        let headers = [("te", "trailers"), ("host", "localhost")];
+        let sent = to_server(request(Version::HTTP_2, &headers), &server());
+        assert_eq!(sent.uri(), "https://server.example:50051/v2/x?y=1");
+        assert_eq!(sent.headers()[TE], "trailers");
+        assert!(!sent.headers().contains_key(HOST));
+    }
+
+    #[test]
+    fn other_protocols_and_expectations_are_refused() {
+        let refused = |headers: &[(&str, &str)]| {
+            let refused = check(&request(Version::HTTP_11, headers)).err();
+            refused.map(|refused| refused.code())
+        };
+        assert_eq!(
+            refused(&[("upgrade", "websocket")]),
+            Some("upgrade-refused")
+        );
+        assert_eq!(
+            refused(&[("upgrade", "h2c, websocket")]),
+            Some("upgrade-refused")
+        );
+        assert_eq!(
+            refused(&[("expect", "a-miracle")]),
+            Some("expectation-refused")
+        );
+        let mut connect = request(Version::HTTP_11, &[]);
+        *connect.method_mut() = Method::CONNECT;
+        assert_eq!(check(&connect).err().unwrap().code(), "method-not-allowed");
+    }
+
+    #[test]
+    fn answers_lose_what_belonged_to_their_connection() {
+        let answer = Response::builder()
+            .header("connection", "close, x-mine")
+            .header("x-mine", "1")
+            .header("transfer-encoding", "chunked")
+            .header("content-length", "3")
+            .body(())
+            .unwrap();
+        let answer = to_caller(answer);
+        assert_eq!(answer.headers().len(), 1);
+        assert_eq!(answer.headers()["content-length"], "3");
+    }
+}
