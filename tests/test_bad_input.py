@@ -419,9 +419,19 @@ def test_a_killed_idle_worker(client: blindai.Client, victims: set[int]):
 
 
 def test_a_worker_killed_at_work(server: Server, client: blindai.Client, victims: set[int]):
+    """The request is computed once more, and not for ever."""
+    others = set(server.workers()) - victims
     with ThreadPoolExecutor() as pool:
         request = run_slowly(pool, server, client, "victim", int(FOREVER))
         for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+        def second() -> list[int]:
+            workers = set(server.workers()) - others - victims
+            return [pid for pid in workers if cpu_seconds(pid) > 0.3]
+
+        wait_for(second, "the request to be computed again")
+        for pid in second():
             os.kill(pid, signal.SIGKILL)
         error = refused(request.result)
     assert isinstance(error, blindai.ModelError)
