@@ -45,6 +45,6 @@ pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
 };
 pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
-pub use client::{Client, ConnectOptions};
+pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use error::{ClientError, ErrorKind};
 pub use upload::{Progress, Upload};
