@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod attest;
+mod bench;
 mod collateral;
 mod connection;
 mod ear;
@@ -44,6 +45,8 @@ enum Command {
     Models(models::Arguments),
     /// Run a model on .npy files.
     Infer(infer::Arguments),
+    /// Put a model under load and measure latency and throughput.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Policy(arguments) => policy::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     result.unwrap_or_else(|error| output::failure(&error))
 }
