@@ -4,7 +4,8 @@
 #   make demo    build, start a simulated server, verify it, transcribe speech, stop it
 #   make test    every test: Rust, Python, end to end
 #   make lint    formatting, lints, licences
-#   make bench   the speed of a request against the same model in process
+#   make bench   the speed of a request against the same model in process; PEERS=1 measures other
+#                servers too, which takes minutes to install
 #   make bench-verify   how long a verdict on evidence takes
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 
@@ -51,7 +52,7 @@ lint: setup
 bench: build
 	$(MAKE) --no-print-directory python PROFILE=release
 	$(PYTHON) tools/models.py build wav2vec2_hello_world resnet50 mobilenet_v2 minilm_l6_v2_sentence_embedding
-	$(PYTHON) -m tools.bench
+	$(PYTHON) -m tools.bench $(if $(PEERS),--peers)
 
 bench-verify:
 	cargo bench --locked -p blindai-verify --bench verify

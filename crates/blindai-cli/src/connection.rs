@@ -1,11 +1,13 @@
 //! Which server a command talks to, and what it must prove first.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
 use blindai_client::{
-    ClientError, ConnectOptions, Connector, Digest, FetchOptions, Fetcher, Policy, Source,
+    Client as AsyncClient, ClientError, ConnectOptions, Connector, Digest, FetchOptions, Fetcher,
+    Policy, Source, VerifiedReport,
 };
 use clap::Args;
 
@@ -59,6 +61,29 @@ impl Connection {
     pub fn policy_id(&self) -> Result<Option<String>> {
         self.trust.policy_id()
     }
+
+    /// The same for async code, which keeps so many connections and waits so long for an answer.
+    pub async fn open_async(&self, connections: usize, patience: Duration) -> Result<AsyncClient> {
+        let options = self.trust.options(&self.fetching)?;
+        let options = options
+            .idle_connections(connections)
+            .request_timeout(patience);
+        let client = AsyncClient::connect(&self.server, options).await;
+        let client = client.map_err(|error| self.trust.explain(error))?;
+        warn_of_simulation(&self.server, &client.report());
+        Ok(client)
+    }
+
+    /// The server's address, as it was given.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+}
+
+fn warn_of_simulation(server: &str, report: &VerifiedReport) {
+    if report.simulated() {
+        eprintln!("WARNING: {server} is a simulation. It protects nothing.");
+    }
 }
 
 impl Fetching {
@@ -77,14 +102,16 @@ impl Fetching {
 impl Trust {
     /// A client of `server`, which is verified.
     pub fn connect(&self, server: &str, fetching: &Fetching) -> Result<Client> {
+        let client = Client::connect(server, self.options(fetching)?);
+        let client = client.map_err(|error| self.explain(error))?;
+        warn_of_simulation(server, &client.report());
+        Ok(client)
+    }
+
+    fn options(&self, fetching: &Fetching) -> Result<ConnectOptions> {
         // Without one the server is asked all the same: its refusal says what it is.
         let policy = self.policy()?.unwrap_or_else(Policy::accept_nothing);
-        let client = Client::connect(server, fetching.options(policy)?);
-        let client = client.map_err(|error| self.explain(error))?;
-        if client.report().simulated() {
-            eprintln!("WARNING: {server} is a simulation. It protects nothing.");
-        }
-        Ok(client)
+        fetching.options(policy)
     }
 
     // Without a policy every measurement is a mismatch; what is missing is the policy.

@@ -51,7 +51,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn assignment(text: &str) -> Result<(String, PathBuf), String> {
+/// Reads `NAME=FILE.npy`.
+pub fn assignment(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => {
             Ok((name.to_owned(), path.into()))
@@ -60,7 +61,11 @@ fn assignment(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn read(name: &str, path: &Path) -> Result<NamedTensor> {
+/// Reads an input from a `.npy` file.
+///
+/// # Errors
+/// When the file cannot be read, or holds no tensor.
+pub fn read(name: &str, path: &Path) -> Result<NamedTensor> {
     let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let tensor = npy::read(BufReader::new(file))
         .with_context(|| format!("{} is no tensor", path.display()))?;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod attest;
+mod bench;
 mod collateral;
 mod connection;
 mod ear;
@@ -47,6 +48,8 @@ enum Command {
     Infer(infer::Arguments),
     /// Forward plain HTTP and gRPC of this machine to a server that is verified first.
     Proxy(proxy::Arguments),
+    /// Put a model under load and measure latency and throughput.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Proxy(arguments) => proxy::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     result.unwrap_or_else(|error| output::failure(&error))
 }

@@ -26,6 +26,7 @@ pub struct ConnectOptions {
     connect_timeout: Duration,
     request_timeout: Duration,
     max_response_bytes: usize,
+    idle_connections: usize,
     clock: Clock,
 }
 
@@ -38,6 +39,7 @@ impl ConnectOptions {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(300),
             max_response_bytes: 1 << 30,
+            idle_connections: 32,
             clock: Arc::new(system_time),
         }
     }
@@ -81,6 +83,13 @@ impl ConnectOptions {
         self
     }
 
+    /// How many connections are kept for later requests; 32 by default. A caller with more requests
+    /// at a time than this pays a handshake for each beyond it.
+    pub fn idle_connections(mut self, limit: usize) -> Self {
+        self.idle_connections = limit;
+        self
+    }
+
     /// Where the time comes from, in seconds since 1970; the system's clock by default. Evidence
     /// is as fresh as this clock says, so it must not come from the server or its operator.
     pub fn clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
@@ -108,6 +117,7 @@ impl fmt::Debug for ConnectOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("max_response_bytes", &self.max_response_bytes)
+            .field("idle_connections", &self.idle_connections)
             .finish_non_exhaustive()
     }
 }
@@ -131,6 +141,7 @@ impl Client {
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Self, ClientError> {
         let (request_timeout, max_response_bytes) =
             (options.request_timeout, options.max_response_bytes);
+        let idle_connections = options.idle_connections;
         let dialer = options.dialer(address)?;
         let (channel, _) = dialer.attest().await?;
         let client = Self(Arc::new(Shared {
@@ -139,6 +150,7 @@ impl Client {
             idle: Mutex::default(),
             request_timeout,
             max_response_bytes,
+            idle_connections,
         }));
         client.0.park(channel);
         Ok(client)
@@ -201,12 +213,20 @@ impl Client {
         version: Option<&ModelVersion>,
         request: &InferRequest,
     ) -> Result<InferResponse, ClientError> {
-        let path = model_path("/v2/models", name, version) + "/infer";
-        let encoded = oip::encode_request(request);
-        let mut head = Head::new(Method::POST, path);
-        let length = encoded.header_length.map(HeaderValue::from);
-        head.header = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
-        let answer = accepted(self.0.repeatable(&head, &encoded.parts).await?)?;
+        let prepared = PreparedRequest::new(name, version, request);
+        self.infer_prepared(&prepared).await
+    }
+
+    /// [`Client::infer`] with a request that was encoded before, for those who send it many times.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn infer_prepared(
+        &self,
+        request: &PreparedRequest,
+    ) -> Result<InferResponse, ClientError> {
+        let answer = self.0.repeatable(&request.head, &request.parts).await?;
+        let answer = accepted(answer)?;
         let header_length = header_length(&answer)?;
         oip::decode_response(answer.body, header_length)
             .map_err(|error| ClientError::response_invalid(error.fact()))
@@ -259,6 +279,34 @@ impl fmt::Debug for Client {
     }
 }
 
+/// A model's name and the inputs for it, encoded once to be sent any number of times with
+/// [`Client::infer_prepared`]. Clones share the bytes.
+#[derive(Clone)]
+pub struct PreparedRequest {
+    head: Head,
+    parts: Vec<Bytes>,
+}
+
+impl PreparedRequest {
+    /// A request to the model's newest version unless one is named.
+    pub fn new(name: &ModelName, version: Option<&ModelVersion>, request: &InferRequest) -> Self {
+        let path = model_path("/v2/models", name, version) + "/infer";
+        let encoded = oip::encode_request(request);
+        let mut head = Head::new(Method::POST, path);
+        let length = encoded.header_length.map(HeaderValue::from);
+        head.header = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
+        let parts = encoded.parts;
+        Self { head, parts }
+    }
+}
+
+impl fmt::Debug for PreparedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: usize = self.parts.iter().map(Bytes::len).sum();
+        write!(f, "PreparedRequest({bytes} bytes)")
+    }
+}
+
 struct Shared {
     dialer: Dialer,
     /// The newest one. Each channel holds its own besides.
@@ -266,6 +314,7 @@ struct Shared {
     idle: Mutex<Vec<Idle>>,
     request_timeout: Duration,
     max_response_bytes: usize,
+    idle_connections: usize,
 }
 
 struct Idle {
@@ -342,7 +391,7 @@ impl Shared {
     fn park(&self, channel: Channel) {
         let since = Instant::now();
         let mut idle = lock(&self.idle);
-        if idle.len() < IDLE_CONNECTIONS {
+        if idle.len() < self.idle_connections {
             idle.push(Idle { channel, since });
         }
     }
@@ -420,5 +469,3 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Servers and the boxes in between drop idle connections, often without a word.
 const IDLE_TIME: Duration = Duration::from_secs(60);
-/// More connections than this are not kept.
-const IDLE_CONNECTIONS: usize = 32;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::header::HOST;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -102,9 +102,10 @@ impl From<Broken> for ClientError {
 }
 
 /// A request without its body.
+#[derive(Clone)]
 pub(crate) struct Head {
     pub method: Method,
-    pub path: String,
+    pub path: Uri,
     pub header: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -112,7 +113,8 @@ impl Head {
     pub fn new(method: Method, path: String) -> Self {
         Self {
             method,
-            path,
+            // Paths are built from checked names and hexadecimal digits only.
+            path: path.parse().expect("a path of checked parts"),
             header: None,
         }
     }
@@ -120,8 +122,7 @@ impl Head {
     fn request(&self, host: &HeaderValue, body: Outgoing) -> Request<Outgoing> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
-        // Paths are built from checked names and hexadecimal digits only.
-        *request.uri_mut() = self.path.parse().expect("a path of checked parts");
+        *request.uri_mut() = self.path.clone();
         request.headers_mut().insert(HOST, host.clone());
         if let Some((name, value)) = &self.header {
             request.headers_mut().insert(name, value.clone());

@@ -47,7 +47,7 @@ pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
 };
 pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
-pub use client::{Client, ConnectOptions};
+pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
 pub use error::{ClientError, ErrorKind};
 pub use trust::Protocol;

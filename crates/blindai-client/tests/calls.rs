@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use blindai_client::{Client, Digest, ErrorKind, ModelName, Upload, blocking};
+use blindai_client::{Client, Digest, ErrorKind, ModelName, PreparedRequest, Upload, blocking};
 use blindai_core::{Code, Error, Kind};
 use support::*;
 use tokio::runtime::Runtime;
@@ -34,6 +34,35 @@ async fn tensors_come_back_on_one_connection() {
     assert!(client.ready().await.unwrap());
     assert_eq!(server.handshakes.lock().unwrap().len(), 1);
     assert_eq!(server.user_requests()[0], "POST /v2/models/m/infer");
+}
+
+#[tokio::test]
+async fn a_prepared_request_is_sent_any_number_of_times() {
+    let (server, client) = connected().await;
+    let sent = request(vec![7; 1000]);
+    let prepared = PreparedRequest::new(&name(), None, &sent);
+    for _ in 0..3 {
+        let got = client.infer_prepared(&prepared).await.unwrap();
+        assert_eq!(got.outputs, sent.inputs);
+    }
+    assert_eq!(server.user_requests(), ["POST /v2/models/m/infer"; 3]);
+    // Tensors are nobody's business but the server's.
+    assert!(format!("{prepared:?}").ends_with(" bytes)"));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_not_kept() {
+    let time = Time::now();
+    let server = Server::honest(&Identity::new(MEASUREMENT, &time)).await;
+    let none = options(&time).idle_connections(0);
+    let client = Client::connect(&server.address, none).await.unwrap();
+    for _ in 0..2 {
+        client
+            .infer(&name(), None, &request(vec![1]))
+            .await
+            .unwrap();
+    }
+    assert_eq!(server.handshakes.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]
