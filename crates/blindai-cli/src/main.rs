@@ -8,6 +8,7 @@ mod ear;
 mod file;
 mod infer;
 mod launch;
+mod log;
 mod measure;
 mod models;
 mod npy;
@@ -16,6 +17,7 @@ mod policy;
 mod serve;
 mod subject;
 mod time;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ enum Command {
     Models(models::Arguments),
     /// Run a model on .npy files.
     Infer(infer::Arguments),
+    /// Watch what a server does, by its metrics.
+    Top(top::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Command::Policy(arguments) => policy::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
     };
     result.unwrap_or_else(|error| output::failure(&error))
 }

@@ -239,6 +239,10 @@ pub struct ModelInfo {
     pub signature: Signature,
     /// When the upload was complete, in seconds since 1970.
     pub uploaded_at: u64,
+    /// The number under which the server's metrics count this model, `model="3"`, so that they need
+    /// not name it. `None` where there are no metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_slot: Option<u32>,
 }
 
 #[cfg(test)]
