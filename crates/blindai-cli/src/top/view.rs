@@ -35,6 +35,7 @@ impl View {
             tables: vec![
                 look.server(),
                 look.traffic(),
+                look.room(),
                 look.models(),
                 look.latencies(),
                 look.outcomes(),
@@ -140,15 +141,6 @@ impl Look<'_> {
                 self.bytes_rate("blindai_sent_bytes_total", &labels),
             ]
         };
-        let mut rows = vec![port("attested"), port("public")];
-        rows[0].extend([
-            self.of_limit("blindai_requests_in_progress", "blindai_requests_limit"),
-            self.of_limit("blindai_uploads_in_progress", "blindai_uploads_limit"),
-            self.budget("bodies"),
-            self.budget("models"),
-        ]);
-        let columns = rows[0].len();
-        rows[1].resize(columns, String::new());
         let per_second = ["port", "requests/s", "connections", "in/s", "out/s"];
         let all = ["port", "requests", "connections", "in", "out"];
         let header = if self.before.is_some() {
@@ -156,8 +148,19 @@ impl Look<'_> {
         } else {
             all
         };
-        let rest = ["in progress", "uploads", "bodies", "models' memory"];
-        cells("traffic", &[&header[..], &rest].concat(), rows)
+        cells("traffic", &header, vec![port("attested"), port("public")])
+    }
+
+    fn room(&self) -> Cells {
+        let row = vec![
+            self.of_limit("blindai_requests_in_progress", "blindai_requests_limit"),
+            self.of_limit("blindai_uploads_in_progress", "blindai_uploads_limit"),
+            self.of_limit("blindai_models", "blindai_models_limit"),
+            self.budget("bodies"),
+            self.budget("models"),
+        ];
+        let header = ["requests", "uploads", "models", "bodies", "models' memory"];
+        cells("room taken", &header, vec![row])
     }
 
     fn models(&self) -> Cells {
