@@ -68,7 +68,7 @@ identifier! {
     ModelVersion, "model version"
 }
 
-// Names stand in URLs, in file names and in metrics: nothing that any of them would interpret.
+// Names stand in URLs and in file names: nothing that either would interpret.
 fn check_identifier(what: &str, text: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let valid = (1..=NAME_BYTES).contains(&text.len())
