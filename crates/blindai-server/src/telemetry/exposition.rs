@@ -248,10 +248,6 @@ fn models(gauges: &Gauges) -> Vec<Family> {
             .map(|model| (labels(model), of(model)))
             .collect()
     };
-    let (waiting, running): (fn(&ModelGauges) -> _, fn(&ModelGauges) -> _) = (
-        |model| Sample::Gauge(model.metrics.queue_and_running().0),
-        |model| Sample::Gauge(model.metrics.queue_and_running().1),
-    );
     let budgets = |of: fn((u64, u64)) -> u64| {
         [("bodies", gauges.bodies), ("models", gauges.memory)]
             .map(|(name, budget)| (vec![("budget", name.to_owned())], Sample::Gauge(of(budget))))
@@ -279,14 +275,14 @@ fn models(gauges: &Gauges) -> Vec<Family> {
             "inference_waiting",
             "Inferences that wait for a worker",
             None,
-            each(waiting),
+            each(|m| Sample::Gauge(m.metrics.queue_and_running().0)),
         ),
         family(
             MetricType::Gauge,
             "inference_running",
             "Inferences in a worker",
             None,
-            each(running),
+            each(|m| Sample::Gauge(m.metrics.queue_and_running().1)),
         ),
         family(
             MetricType::Gauge,

@@ -287,7 +287,7 @@ fn spans(finished: &Finished) -> Vec<Value> {
     }
     let stages = finished.stages.iter();
     let stages =
-        stages.map(|(name, begin, end)| span(random(), Some(root), *name, INTERNAL, *begin, *end));
+        stages.map(|(name, begin, end)| span(random(), Some(root), name, INTERNAL, *begin, *end));
     std::iter::once(server).chain(stages).collect()
 }
 
