@@ -54,6 +54,8 @@ class Model:
         digest: ``sha256:`` and 64 hexadecimal digits: the identity of the model file.
         size_bytes: the size of the model file.
         uploaded_at: when the upload was complete, UTC.
+        metrics_slot: the number under which the server's metrics count this model, so that they
+            need not name it; None where there are no metrics.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Model:
     size_bytes: int
     signature: Signature
     uploaded_at: datetime
+    metrics_slot: int | None = None
 
     @classmethod
     def _from_json(cls, info: dict[str, Any]) -> Model:
@@ -73,6 +76,7 @@ class Model:
             size_bytes=info["size_bytes"],
             signature=Signature(_specs(signature["inputs"]), _specs(signature["outputs"])),
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
+            metrics_slot=info.get("metrics_slot"),
         )
 
 

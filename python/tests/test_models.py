@@ -40,6 +40,7 @@ def test_a_model_reads_like_its_signature() -> None:
     assert (spec.name, spec.dtype, spec.shape) == ("x", "FP32", ("batch", 3, None))
     assert held.signature.outputs[0].shape is None
     assert held.uploaded_at == datetime(1970, 1, 1, 0, 1, tzinfo=timezone.utc)
+    assert held.metrics_slot is None
 
 
 def test_a_name_comes_from_the_file() -> None:

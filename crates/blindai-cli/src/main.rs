@@ -9,6 +9,7 @@ mod ear;
 mod file;
 mod infer;
 mod launch;
+mod log;
 mod measure;
 mod models;
 mod npy;
@@ -18,6 +19,7 @@ mod proxy;
 mod serve;
 mod subject;
 mod time;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -50,6 +52,8 @@ enum Command {
     Proxy(proxy::Arguments),
     /// Put a model under load and measure latency and throughput.
     Bench(bench::Arguments),
+    /// Watch what a server does, by its metrics.
+    Top(top::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Proxy(arguments) => proxy::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
     };
     result.unwrap_or_else(|error| output::failure(&error))
 }

@@ -102,8 +102,12 @@ pub fn models(models: &[ModelInfo]) -> Table {
 
 /// All about one model.
 pub fn model(model: &ModelInfo) -> String {
+    let slot = model.metrics_slot;
+    let slot = slot.map_or(String::new(), |slot| {
+        format!("model=\"{slot}\" in the metrics\n")
+    });
     let head = format!(
-        "{} version {}\n{}, {}\n",
+        "{} version {}\n{}, {}\n{slot}",
         model.name,
         model.version,
         model.digest,

@@ -1,14 +1,14 @@
 //! `blindai serve`
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blindai_core::Tee;
-use blindai_server::config::{Log, LogFormat};
 use blindai_server::{Config, Server, StartKind};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::log;
 
 /// Exit codes of a server that does not start.
 const EXIT_CONFIG: u8 = 3;
@@ -42,10 +42,10 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     if let Err(message) = harden() {
         return refuse(&message, EXIT_CONFIG);
     }
-    start_log(&config.log);
+    log::start(&config.log);
     let runtime = match runtime(config.listen.threads) {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(&format!("no threads: {error}"), EXIT_CONFIG),
+        Err(error) => return give_up(&config, &format!("no threads: {error}"), EXIT_CONFIG),
     };
     runtime.block_on(serve(&config))
 }
@@ -78,11 +78,11 @@ async fn serve(config: &Config) -> ExitCode {
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
     ) else {
-        return refuse("signals cannot be received", EXIT_CONFIG);
+        return give_up(config, "signals cannot be received", EXIT_CONFIG);
     };
     let server = match Server::start(config).await {
         Ok(server) => server,
-        Err(error) => return refuse(&error.to_string(), exit_code(error.kind())),
+        Err(error) => return give_up(config, &error.to_string(), exit_code(error.kind())),
     };
     announce(config, &server);
     server
@@ -98,15 +98,17 @@ async fn serve(config: &Config) -> ExitCode {
 
 fn announce(config: &Config, server: &Server) {
     let (attested, public) = server.addresses();
-    if config.tee.simulation.is_some() {
-        eprintln!("WARNING: simulation protects nothing: the operator can read all data.");
-    }
-    eprintln!("blindai {}", env!("CARGO_PKG_VERSION"));
-    eprintln!("  attested port  {attested}  all data and models");
-    eprintln!("  public port    {public}  evidence and health");
-    eprintln!("  evidence       {}", server.description());
-    eprintln!("  workers        {}", server.barriers());
-    eprintln!("  configuration  {}", config.digest());
+    log::announce(
+        &config.log,
+        &log::Announcement {
+            attested,
+            public,
+            evidence: server.description(),
+            workers: server.barriers(),
+            configuration: config.digest(),
+            simulated: config.tee.simulation.is_some(),
+        },
+    );
 }
 
 fn read_config(arguments: &Arguments) -> Result<Config, String> {
@@ -131,24 +133,6 @@ fn read_file(path: &Path) -> Result<Config, String> {
     Config::from_toml(&text).map_err(|error| error.to_string())
 }
 
-// Only our own lines: what libraries log at their finer levels holds frames, and so user data.
-fn start_log(log: &Log) {
-    let filter = match log.requests {
-        true => "off,blindai_server=debug,blindai_engine=info",
-        false => "off,blindai_server=info,blindai_engine=info",
-    };
-    let filter = tracing_subscriber::EnvFilter::new(filter);
-    let format = log.format;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
-    }
-}
-
 fn exit_code(kind: StartKind) -> u8 {
     match kind {
         StartKind::Config => EXIT_CONFIG,
@@ -160,5 +144,11 @@ fn exit_code(kind: StartKind) -> u8 {
 
 fn refuse(message: &str, code: u8) -> ExitCode {
     eprintln!("blindai: {message}");
+    ExitCode::from(code)
+}
+
+/// As [`refuse`], in the form that the log has by now.
+fn give_up(config: &Config, message: &str, code: u8) -> ExitCode {
+    log::not_started(&config.log, message);
     ExitCode::from(code)
 }

@@ -195,6 +195,7 @@ mod tests {
             size_bytes: 1,
             signature: blindai_core::Signature::default(),
             uploaded_at: 0,
+            metrics_slot: None,
         }
     }
 

@@ -12,6 +12,8 @@ pub const ATTESTATION: &str = "/v1/attestation";
 pub const CONTENT_DIGEST: &str = "content-digest";
 /// Identifies a request in answers and logs; drawn by the server when the caller sends none.
 pub const REQUEST_ID: &str = "x-request-id";
+/// Ids of the caller's trace and span (W3C Trace Context).
+pub const TRACEPARENT: &str = "traceparent";
 
 /// The answer to `GET /v1/models`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -68,7 +68,7 @@ identifier! {
     ModelVersion, "model version"
 }
 
-// Names stand in URLs, in file names and in metrics: nothing that any of them would interpret.
+// Names stand in URLs and in file names: nothing that either would interpret.
 fn check_identifier(what: &str, text: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let valid = (1..=NAME_BYTES).contains(&text.len())
@@ -239,6 +239,10 @@ pub struct ModelInfo {
     pub signature: Signature,
     /// When the upload was complete, in seconds since 1970.
     pub uploaded_at: u64,
+    /// The number under which the server's metrics count this model, `model="3"`, so that they need
+    /// not name it. `None` where there are no metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_slot: Option<u32>,
 }
 
 #[cfg(test)]

@@ -67,7 +67,8 @@ impl Engine {
             queue: Queue::new(self.context.options.queue, workers),
             pids: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             running: AtomicUsize::new(0),
-            starts: AtomicU64::new(1),
+            restarts: AtomicU64::new(0),
+            crashes: AtomicU64::new(0),
             context: self.context.clone(),
             file,
             signature,
@@ -75,9 +76,11 @@ impl Engine {
         let mut lanes = JoinSet::new();
         let mut worker = Some(first);
         for number in 0..workers {
-            let mut lane = Lane::new(shared.clone(), number, worker.take());
-            lane.prepare().await;
-            lanes.spawn(lane.serve());
+            let worker = match worker.take() {
+                Some(worker) => worker,
+                None => self.context.start(&shared.file).await?.0,
+            };
+            lanes.spawn(Lane::new(shared.clone(), number, worker).serve());
         }
         Ok(LoadedModel {
             shared,
@@ -121,6 +124,8 @@ pub struct ModelStatus {
     pub workers: usize,
     /// How often a worker was started in the place of one that ended.
     pub restarts: u64,
+    /// How often a request killed its worker.
+    pub crashes: u64,
     /// What is resident of all its workers, shared libraries included.
     pub resident_bytes: u64,
 }
@@ -166,7 +171,8 @@ impl LoadedModel {
             queued: self.shared.queue.len(),
             running: self.shared.running.load(Ordering::Relaxed),
             workers: pids.len(),
-            restarts: self.shared.starts.load(Ordering::Relaxed) - pids.len() as u64,
+            restarts: self.shared.restarts.load(Ordering::Relaxed),
+            crashes: self.shared.crashes.load(Ordering::Relaxed),
             resident_bytes: pids.into_iter().map(resident_bytes).sum(),
         }
     }
@@ -218,7 +224,8 @@ pub(crate) struct Shared {
     /// By the number of the lane; 0 where there never was a worker.
     pub pids: Box<[AtomicU32]>,
     pub running: AtomicUsize,
-    pub starts: AtomicU64,
+    pub restarts: AtomicU64,
+    pub crashes: AtomicU64,
     batchable: bool,
 }
 

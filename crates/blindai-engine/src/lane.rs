@@ -68,20 +68,18 @@ impl Lane {
         Ok((worker, signature))
     }
 
-    pub(crate) fn new(shared: Arc<Shared>, number: usize, worker: Option<Worker>) -> Self {
-        let pid = worker.as_ref().map_or(0, Worker::pid);
-        shared.pids[number].store(pid, Ordering::Relaxed);
+    pub(crate) fn new(shared: Arc<Shared>, number: usize, worker: Worker) -> Self {
+        shared.pids[number].store(worker.pid(), Ordering::Relaxed);
         Self {
             shared,
             number,
-            worker,
+            worker: Some(worker),
             failure: None,
         }
     }
 
     /// Serves until it is dropped, and its worker with it.
     pub(crate) async fn serve(mut self) {
-        self.prepare().await;
         loop {
             let first = self.shared.queue.next().await;
             let jobs = self.gather(first).await;
@@ -178,12 +176,15 @@ impl Lane {
             Some(worker) => worker.end().await,
             None => Ended::default(),
         };
+        if !ended.was_killed() {
+            self.shared.crashes.fetch_add(1, Ordering::Relaxed);
+        }
         let fact = format!("the worker died of this request ({ended})");
         (Error::new(Code::WorkerCrashed, fact), ended.was_killed())
     }
 
     /// Has the worker forget the last requests; replaces it when it is gone.
-    pub(crate) async fn prepare(&mut self) {
+    async fn prepare(&mut self) {
         if let Some(worker) = &mut self.worker {
             // The answer goes out first.
             if worker.used() > SHORT_WIPE_BYTES {
@@ -212,7 +213,7 @@ impl Lane {
             tracing::warn!(code = error.code().as_str(), "worker not restarted");
         })?;
         shared.pids[self.number].store(worker.pid(), Ordering::Relaxed);
-        shared.starts.fetch_add(1, Ordering::Relaxed);
+        shared.restarts.fetch_add(1, Ordering::Relaxed);
         self.worker = Some(worker);
         Ok(())
     }

@@ -24,6 +24,11 @@ impl Budget {
         self.limit
     }
 
+    /// The bytes that are taken.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Takes nothing yet; [`Reservation::grow`] takes.
     pub fn empty(&self) -> Reservation {
         Reservation {

@@ -17,6 +17,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::telemetry::Endpoint;
+
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;
 /// The largest size, in bytes.
@@ -34,6 +36,8 @@ pub struct Config {
     pub engine: EngineConfig,
     pub limits: Limits,
     pub log: Log,
+    pub metrics: MetricsConfig,
+    pub traces: TracesConfig,
 }
 
 /// `[listen]`: where the two ports are.
@@ -185,8 +189,27 @@ pub struct Limits {
 pub struct Log {
     /// `text` or `json`. Default `text`.
     pub format: LogFormat,
-    /// Whether every request is logged, or only those that were refused. Default false.
+    /// The least that is told: `error`, `warn`, `info` or `debug`. Default `info`.
+    pub level: LogLevel,
+    /// Whether answered requests are logged, too, whatever the level. Default false.
     pub requests: bool,
+}
+
+/// `[metrics]`: what is counted, on the public port.
+#[derive(Clone, Debug, Serialize)]
+pub struct MetricsConfig {
+    /// Whether `/metrics` is there. Default false: whoever reaches the public port could read how
+    /// much each model is used, and how long it computes.
+    pub enabled: bool,
+}
+
+/// `[traces]`: the stages of requests, for a collector that speaks OTLP over HTTP.
+#[derive(Clone, Debug, Serialize)]
+pub struct TracesConfig {
+    /// Where they go: `http://host:port`. Default none: there are no traces.
+    pub endpoint: Option<String>,
+    /// The share of requests that is traced, from 0 to 1. Default 1.
+    pub sample_ratio: f64,
 }
 
 /// How log lines are written.
@@ -195,6 +218,28 @@ pub struct Log {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// The least that is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl LogLevel {
+    /// As the configuration names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
 }
 
 impl Config {
@@ -261,7 +306,15 @@ impl Config {
             limits: root.section("limits", Limits::read),
             log: root.section("log", |s| Log {
                 format: s.get("format", LogFormat::Text),
+                level: s.get("level", LogLevel::Info),
                 requests: s.get("requests", false),
+            }),
+            metrics: root.section("metrics", |s| MetricsConfig {
+                enabled: s.get("enabled", false),
+            }),
+            traces: root.section("traces", |s| TracesConfig {
+                endpoint: s.optional("endpoint"),
+                sample_ratio: s.within("sample_ratio", 1.0, 0.0..=1.0),
             }),
         }
     }
@@ -273,6 +326,9 @@ impl Config {
         }
         if self.limits.body_bytes > self.limits.inflight_bytes {
             errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
+        }
+        if let Some(Err(fact)) = self.traces.endpoint.as_deref().map(Endpoint::parse) {
+            errors.push(format!("traces.endpoint: {fact}"));
         }
         if let Err(error) = self.collateral.source() {
             errors.push(format!("collateral.source: {}", error.fact()));
@@ -505,6 +561,10 @@ mod tests {
             "[engine.batching]\nstrict = false",
             "[tls]\nfolder = 'x'",
             "[tee]\nprovider = 'tsm'",
+            "[log]\nlevel = 'debug'",
+            "[metrics]\nenabled = true",
+            "[traces]\nendpoint = 'http://127.0.0.1:4318'",
+            "[traces]\nsample_ratio = 0.5",
         ] {
             assert_ne!(Config::from_toml(text).unwrap().digest(), base, "{text}");
         }
@@ -515,6 +575,9 @@ mod tests {
         for text in [
             "[limits]\nmodel_bytes = 9000000000000",
             "[collateral]\nsource = 'ftp://x'",
+            "[traces]\nendpoint = 'https://x'",
+            "[traces]\nsample_ratio = 1.5",
+            "[traces]\nsample_ratio = nan",
             "[listen]\nattested = '127.0.0.1:1'\npublic = '127.0.0.1:1'",
         ] {
             assert!(Config::from_toml(text).is_err(), "{text}");

@@ -26,6 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::telemetry::{Metered, PortCounters, Watched, watch};
+
 /// How long a stranger may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may stay without a request, and a request head take.
@@ -48,6 +50,7 @@ pub struct Port {
     pub connections: usize,
     /// How long a peer may take to read an answer.
     pub patience: Duration,
+    pub counters: Arc<PortCounters>,
 }
 
 impl Port {
@@ -65,6 +68,9 @@ impl Port {
             };
             if let Some((stream, permit)) = accepted {
                 let (acceptor, router) = (acceptor.clone(), self.router.clone());
+                // Small answers must not wait for more.
+                let _ = stream.set_nodelay(true);
+                let stream = Metered::new(stream, self.counters.clone());
                 let watcher = graceful.watcher();
                 let patience = self.patience;
                 let connection = async move {
@@ -102,18 +108,18 @@ async fn accept(
 }
 
 async fn serve_connection(
-    stream: TcpStream,
+    stream: Metered<TcpStream>,
     acceptor: TlsAcceptor,
     router: Router,
     watcher: Watcher,
     patience: Duration,
 ) {
-    // Small answers must not wait for more.
-    let _ = stream.set_nodelay(true);
+    let counters = stream.counters().clone();
     // rustls reads 4 KiB at a time, which for a picture would be 150 system calls.
     let stream = BufReader::with_capacity(READ_BYTES, stream);
     let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = handshake else {
+        counters.handshake_failed();
         tracing::debug!("a TLS handshake failed");
         return;
     };
@@ -202,15 +208,21 @@ impl Life {
 struct Exchange {
     life: Arc<Life>,
     answer: Option<u64>,
+    _watched: Option<Watched>,
 }
 
 impl Exchange {
     fn begin(life: Arc<Life>) -> Self {
         life.lock().requests += 1;
-        Self { life, answer: None }
+        Self {
+            life,
+            answer: None,
+            _watched: None,
+        }
     }
 
-    fn answered(mut self) -> Self {
+    fn answered(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
         let mut activity = self.life.lock();
         activity.next += 1;
         let id = activity.next;
@@ -251,9 +263,9 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
         let exchange = Exchange::begin(self.life.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await?;
-            let _exchange = exchange.answered();
-            Ok(answer.map(|body| TrackedBody { body, _exchange }))
+            let (answer, watched) = watch(answer).await;
+            let _exchange = exchange.answered(watched);
+            Ok(answer?.map(|body| TrackedBody { body, _exchange }))
         })
     }
 }

@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use blindai_core::{
-    Claims, Code, CollateralState, Digest, Error, Evidence, EvidenceDocument, Nonce, ReportData,
-    Result,
+    Claims, Code, CollateralState, CollateralStatus, Digest, Error, Evidence, EvidenceDocument,
+    Nonce, ReportData, Result, Tee,
 };
 use blindai_tee::Attester;
 use rcgen::{
@@ -94,6 +94,19 @@ pub struct Identity {
 struct Current {
     certificate: Arc<CertifiedKey>,
     evidence: Evidence,
+    /// As its claims say, in seconds since 1970.
+    issued_at: u64,
+    expires_at: u64,
+}
+
+/// How the evidence in use stands. Times are in seconds.
+pub struct EvidenceState {
+    pub tee: Tee,
+    pub simulated: bool,
+    pub age: u64,
+    pub remaining: u64,
+    pub collateral: CollateralStatus,
+    pub collateral_remaining: Option<u64>,
 }
 
 impl Identity {
@@ -153,6 +166,21 @@ impl Identity {
     /// How the collateral beside the evidence stands.
     pub fn collateral_state(&self) -> CollateralState {
         self.stapling.staple(unix_now()).1.state
+    }
+
+    /// How the evidence in use and its collateral stand.
+    pub fn state(&self) -> EvidenceState {
+        let (now, current) = (unix_now(), self.current.load());
+        let (_, collateral) = self.stapling.staple(now);
+        let ends = collateral.expires_at;
+        EvidenceState {
+            tee: self.attester.tee(),
+            simulated: self.attester.is_simulated(),
+            age: now.saturating_sub(current.issued_at),
+            remaining: current.expires_at.saturating_sub(now),
+            collateral_remaining: ends.map(|end| end.saturating_sub(now)),
+            collateral,
+        }
     }
 
     /// Renews the evidence at half of its validity, and refreshes the collateral, for as long as the
@@ -237,6 +265,8 @@ fn attest(
     Ok(Current {
         certificate: Arc::new(certificate(&keys.tls, &evidence, validity)?),
         evidence,
+        issued_at: claims.issued_at.unwrap_or_default(),
+        expires_at: claims.expires_at.unwrap_or_default(),
     })
 }
 

@@ -7,20 +7,28 @@ use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Resu
 use blindai_engine::LoadedModel;
 
 use crate::budget::Reservation;
+use crate::telemetry::ModelMetrics;
 
 /// A model that is ready to answer. It stays until its last request has ended.
 pub struct Model {
     pub info: ModelInfo,
     pub loaded: LoadedModel,
+    pub metrics: Arc<ModelMetrics>,
     _memory: Reservation,
 }
 
 impl Model {
     /// A model that occupies `memory` for as long as it is here.
-    pub fn new(info: ModelInfo, loaded: LoadedModel, memory: Reservation) -> Self {
+    pub fn new(
+        info: ModelInfo,
+        loaded: LoadedModel,
+        metrics: Arc<ModelMetrics>,
+        memory: Reservation,
+    ) -> Self {
         Self {
             info,
             loaded,
+            metrics,
             _memory: memory,
         }
     }

@@ -16,6 +16,7 @@ use crate::budget::{Budget, Reservation};
 use crate::config::Limits;
 use crate::identity::{Identity, Share};
 use crate::registry::{Claim, Model, Registry};
+use crate::telemetry::{self, Gauges, ModelGauges, Telemetry, exposition};
 
 /// The product.
 pub struct Service {
@@ -27,6 +28,7 @@ pub struct Service {
     uploads: Arc<Semaphore>,
     bodies: Budget,
     memory: Budget,
+    telemetry: Arc<Telemetry>,
     ready: AtomicBool,
 }
 
@@ -39,8 +41,14 @@ pub struct Admission {
 
 impl Service {
     /// A service that holds no models and is not ready yet.
-    pub fn new(limits: Limits, engine: Engine, identity: Arc<Identity>) -> Self {
+    pub fn new(
+        limits: Limits,
+        engine: Engine,
+        identity: Arc<Identity>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
         Self {
+            telemetry,
             engine,
             identity,
             registry: Arc::default(),
@@ -66,6 +74,16 @@ impl Service {
     /// The limits in force.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What is counted.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
+    }
+
+    /// The metrics as text.
+    pub fn exposition(&self) -> String {
+        exposition(&self.telemetry, &self.gauges())
     }
 
     /// Admits a request, before anything of its body is read.
@@ -158,11 +176,14 @@ impl Service {
         if !memory.grow(size_bytes) {
             return Err(self.memory_exhausted());
         }
+        let begun = Instant::now();
         let loaded = self.engine.load(Arc::new(file)).await?;
+        self.telemetry.loaded(size_bytes, begun.elapsed());
         let resident_bytes = loaded.status().resident_bytes;
         if !memory.grow(resident_bytes.saturating_sub(size_bytes)) {
             return Err(self.memory_exhausted());
         }
+        let metrics = self.telemetry.slots.take();
         let info = ModelInfo {
             name: name.clone(),
             version: place.version().clone(),
@@ -170,8 +191,10 @@ impl Service {
             size_bytes,
             signature: loaded.signature().clone(),
             uploaded_at: unix_seconds(),
+            metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
         };
-        place.fill(Arc::new(Model::new(info.clone(), loaded, memory)))?;
+        let model = Model::new(info.clone(), loaded, metrics, memory);
+        place.fill(Arc::new(model))?;
         Ok((info, true))
     }
 
@@ -192,7 +215,9 @@ impl Service {
         let wanted = request.output_names();
         let left = deadline.saturating_duration_since(Instant::now());
         let inputs = std::mem::take(&mut request.inputs);
+        telemetry::decoded(&model.metrics);
         let answer = model.loaded.run(inputs, &wanted, caller, left).await?;
+        telemetry::computed(answer.stages);
         Ok(InferResponse {
             id: request.id.clone(),
             model_name: model.info.name.to_string(),
@@ -242,6 +267,31 @@ impl Service {
     /// Lets go of all models, and so of their workers.
     pub fn unload_all(&self) {
         self.registry.clear();
+    }
+
+    fn gauges(&self) -> Gauges {
+        let taken = |places: &Semaphore, limit| (limit - places.available_permits(), limit);
+        let limits = &self.limits;
+        let models = self.registry.list();
+        let models = models.iter().map(|model| ModelGauges {
+            metrics: model.metrics.clone(),
+            status: model.loaded.status(),
+        });
+        let evidence = self.identity.state();
+        Gauges {
+            ready: self.is_ready(),
+            tee: evidence.tee.as_str(),
+            simulated: evidence.simulated,
+            requests: taken(&self.requests, limits.concurrent_requests),
+            uploads: taken(&self.uploads, limits.concurrent_uploads),
+            bodies: (self.bodies.used(), self.bodies.limit()),
+            memory: (self.memory.used(), self.memory.limit()),
+            models_limit: limits.models,
+            models: models.collect(),
+            evidence: (evidence.age, evidence.remaining),
+            collateral: Some(evidence.collateral.state),
+            collateral_remaining: evidence.collateral_remaining,
+        }
     }
 
     fn admit_to(

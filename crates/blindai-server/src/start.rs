@@ -19,6 +19,7 @@ use crate::config::{Config, EngineConfig, Limits, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
+use crate::telemetry::{Endpoint, Exporter, PortCounters, Telemetry, Traces};
 use crate::{api, tls};
 
 /// A server that has its keys, its evidence and its ports.
@@ -27,6 +28,7 @@ pub struct Server {
     identity: Arc<Identity>,
     attested: Port,
     public: Port,
+    exporter: Option<Exporter>,
     drain: Duration,
     addresses: (SocketAddr, SocketAddr),
     description: String,
@@ -69,12 +71,18 @@ impl Server {
         identity.refresh_collateral().await;
         let host = tls::host_certificate(&config.tls.folder)
             .map_err(|error| StartError::new(StartKind::Config, error))?;
+        let (telemetry, exporter) = telemetry(config)?;
         let service = Arc::new(Service::new(
             config.limits.clone(),
             engine,
             identity.clone(),
+            telemetry.clone(),
         ));
-        let port = |listener, resolver, router| -> Result<Port, StartError> {
+        let port = |listener,
+                    resolver,
+                    router,
+                    counters: &Arc<PortCounters>|
+         -> Result<Port, StartError> {
             Ok(Port {
                 listener,
                 tls: tls::server_config(resolver)
@@ -82,11 +90,23 @@ impl Server {
                 router,
                 connections: config.limits.connections,
                 patience: config.limits.request(),
+                counters: counters.clone(),
             })
         };
         Ok(Self {
-            attested: port(attested, identity.clone(), api::attested(service.clone()))?,
-            public: port(public, host, api::public(service.clone()))?,
+            attested: port(
+                attested,
+                identity.clone(),
+                api::attested(service.clone()),
+                &telemetry.attested,
+            )?,
+            public: port(
+                public,
+                host,
+                api::public(service.clone()),
+                &telemetry.public,
+            )?,
+            exporter,
             service,
             identity,
             drain: Duration::from_secs(config.limits.drain_seconds),
@@ -116,6 +136,10 @@ impl Server {
         let (sender, receiver) = watch::channel(false);
         let attested = tokio::spawn(self.attested.serve(receiver.clone(), self.drain));
         let public = tokio::spawn(self.public.serve(receiver, self.drain));
+        let (ended, end) = watch::channel(false);
+        let exporter = self
+            .exporter
+            .map(|exporter| tokio::spawn(exporter.run(end)));
         let renewal = tokio::spawn(self.identity.keep_fresh());
         self.service.set_ready(true);
         tracing::info!("ready");
@@ -125,6 +149,10 @@ impl Server {
         let _ = sender.send(true);
         let _ = tokio::join!(attested, public);
         renewal.abort();
+        let _ = ended.send(true);
+        if let Some(exporter) = exporter {
+            let _ = exporter.await;
+        }
         self.service.unload_all();
         tracing::info!("stopped");
     }
@@ -171,6 +199,18 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+fn telemetry(config: &Config) -> Result<(Arc<Telemetry>, Option<Exporter>), StartError> {
+    let endpoint = config.traces.endpoint.as_deref().map(Endpoint::parse);
+    let endpoint = endpoint.transpose().map_err(|fact| {
+        let error = Error::new(Code::InvalidRequest, format!("traces.endpoint: {fact}"));
+        StartError::new(StartKind::Config, error)
+    })?;
+    let traces = endpoint.map(|endpoint| Traces::new(endpoint, config.traces.sample_ratio));
+    let (traces, exporter) = traces.unzip();
+    let telemetry = Telemetry::new(config.metrics.enabled, traces);
+    Ok((Arc::new(telemetry), exporter))
+}
 
 fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
     let library = engine.onnxruntime.clone().unwrap_or_else(find_library);

@@ -325,6 +325,7 @@ impl Server {
             size_bytes: body.len() as u64,
             signature: Signature::default(),
             uploaded_at: 0,
+            metrics_slot: None,
         };
         ok(serde_json::to_vec(&info).unwrap())
     }

@@ -14,7 +14,7 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = status(&self.0).into_response();
+        let mut response = status(self.0.code()).into_response();
         if self.0.kind() == Kind::Overloaded || self.0.kind() == Kind::Unavailable {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -37,11 +37,12 @@ pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     Error::new(Code::MethodNotAllowed, fact).into()
 }
 
-fn status(error: &Error) -> StatusCode {
-    if error.code() == Code::MethodNotAllowed {
+/// The HTTP status of a code.
+pub fn status(code: Code) -> StatusCode {
+    if code == Code::MethodNotAllowed {
         return StatusCode::METHOD_NOT_ALLOWED;
     }
-    match error.kind() {
+    match code.kind() {
         Kind::InvalidRequest | Kind::InvalidInput => StatusCode::BAD_REQUEST,
         Kind::Model => StatusCode::UNPROCESSABLE_ENTITY,
         Kind::NotFound => StatusCode::NOT_FOUND,

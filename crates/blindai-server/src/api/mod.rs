@@ -4,6 +4,7 @@ mod attestation;
 mod body;
 mod error;
 mod health;
+mod metrics;
 mod models;
 mod oip_http;
 mod params;
@@ -12,11 +13,15 @@ mod request_id;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 
 pub use error::ApiError;
+pub(crate) use error::status;
+pub use request_id::ANSWERED;
 
 use crate::service::Service;
+use crate::telemetry::Port;
+use request_id::Observer;
 
 /// The attested port: all data and all models.
 pub fn attested(service: Arc<Service>) -> Router {
@@ -24,18 +29,25 @@ pub fn attested(service: Arc<Service>) -> Router {
         .merge(oip_http::routes())
         .merge(attestation::routes())
         .merge(health::routes());
-    finish(router, service)
+    finish(router, service, Port::Attested)
 }
 
-/// The public port: evidence and health, no user data.
+/// The public port: evidence and health, metrics where they are on, no user data.
 pub fn public(service: Arc<Service>) -> Router {
-    finish(attestation::routes().merge(health::routes()), service)
+    let router = attestation::routes().merge(health::routes());
+    let router = match service.telemetry().metrics {
+        true => router.merge(metrics::routes()),
+        false => router,
+    };
+    finish(router, service, Port::Public)
 }
 
-fn finish(router: Router<Arc<Service>>, service: Arc<Service>) -> Router {
+fn finish(router: Router<Arc<Service>>, service: Arc<Service>, port: Port) -> Router {
+    let telemetry = service.telemetry().clone();
+    let observer = Observer { telemetry, port };
     router
         .fallback(error::route_not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(from_fn(request_id::observe))
+        .layer(from_fn_with_state(observer, request_id::observe))
         .with_state(service)
 }

@@ -1,22 +1,35 @@
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use blindai_core::api::REQUEST_ID;
+use blindai_core::api::{REQUEST_ID, TRACEPARENT};
 use blindai_core::{Code, Error};
+
+use crate::telemetry::{self, Outcome, Port, Telemetry, TraceContext};
 
 const ID_BYTES: usize = 64;
 
-/// Gives every request an id, writes the body of errors, and logs the shape of what happened.
+/// Who watches a port.
+#[derive(Clone)]
+pub struct Observer {
+    pub telemetry: Arc<Telemetry>,
+    pub port: Port,
+}
+
+/// Gives every request an id, writes the body of errors, and logs, counts and traces the shape of what
+/// happened.
 ///
-/// The log holds the route's pattern and never the path: names of models belong to their owners.
-pub async fn observe(request: Request, next: Next) -> Response {
+/// All of these hold the route's pattern and never the path: names of models belong to their owners.
+pub async fn observe(State(observer): State<Observer>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
     let method = method(&request);
     let path = request.extensions().get::<MatchedPath>().cloned();
+    let route = path.as_ref().map(MatchedPath::as_str);
+    let mut trace = observer.trace(&request);
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
     if let Some(error) = &error {
@@ -27,21 +40,76 @@ pub async fn observe(request: Request, next: Next) -> Response {
             .headers_mut()
             .insert(HeaderName::from_static(REQUEST_ID), value);
     }
-    let code = error.as_ref().map_or("", |error| error.code().as_str());
-    let status = response.status().as_u16();
-    let route = path.as_ref().map_or("-", MatchedPath::as_str);
-    let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    if error.is_some() {
-        tracing::info!(method, route, status, code, us, id, "refused");
-    } else {
-        tracing::debug!(method, route, status, us, id, "answered");
+    let seen = Seen {
+        id,
+        method,
+        route: route.unwrap_or("-"),
+        status: response.status().as_u16(),
+        code: error.as_ref().map(Error::code),
+        us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+    };
+    if let Some(trace) = &mut trace {
+        seen.describe(trace);
     }
-    if let Some(error) = error.filter(|error| error.code() == Code::Internal) {
-        // Facts of our own faults speak of devices and files, never of a caller's data.
-        tracing::error!(id, fact = error.fact(), "internal error");
-    }
+    seen.log(observer.port, trace.as_deref(), error.as_ref());
+    let outcome = seen
+        .code
+        .map_or(Outcome::of(response.status()), Outcome::Refused);
+    let requests = &observer.telemetry.requests;
+    requests.count(observer.port, route, method, outcome);
+    telemetry::answered(observer.telemetry, started, trace);
     response
 }
+
+impl Observer {
+    fn trace(&self, request: &Request) -> Option<Box<TraceContext>> {
+        let traces = self.telemetry.traces.as_ref()?;
+        traces.begin(request.headers().get(TRACEPARENT), self.port)
+    }
+}
+
+/// The shape of a request and its answer.
+struct Seen<'a> {
+    id: String,
+    method: &'static str,
+    route: &'a str,
+    status: u16,
+    code: Option<Code>,
+    us: u64,
+}
+
+impl Seen<'_> {
+    fn describe(&self, trace: &mut TraceContext) {
+        self.route.clone_into(&mut trace.route);
+        trace.method = self.method;
+        trace.status = self.status;
+        trace.code = self.code;
+    }
+
+    fn log(&self, port: Port, trace: Option<&TraceContext>, error: Option<&Error>) {
+        let &Self {
+            method,
+            route,
+            status,
+            us,
+            ..
+        } = self;
+        let (id, port, code) = (&*self.id, port.as_str(), self.code.map(Code::as_str));
+        let trace = trace.map(TraceContext::id);
+        if code.is_some() {
+            tracing::info!(port, method, route, status, code, us, id, trace, "refused");
+        } else {
+            tracing::info!(target: ANSWERED, port, method, route, status, us, id, trace, "answered");
+        }
+        if let Some(error) = error.filter(|error| error.code() == Code::Internal) {
+            // Facts of our own faults speak of devices and files, never of a caller's data.
+            tracing::error!(id, fact = error.fact(), "internal error");
+        }
+    }
+}
+
+/// The target of events about answered requests, for who wants to see those.
+pub const ANSWERED: &str = "blindai_server::answered";
 
 // A method may be any word that a caller makes up.
 fn method(request: &Request) -> &'static str {

@@ -1,0 +1,67 @@
+//! What may be seen from outside: shapes and times, never contents.
+//!
+//! Whoever runs the machine reads the metrics, the logs and the traces. So each label and each field
+//! comes from a closed set: ports, route patterns, methods, codes, stages. A model is a small number,
+//! because its name belongs to its owner. Recording is a few atomic additions; nothing is locked and
+//! nothing allocated that other requests wait for.
+
+mod exposition;
+mod histogram;
+mod model;
+mod port;
+mod request;
+mod traces;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub use exposition::{Gauges, ModelGauges, exposition};
+use histogram::{Durations, durations};
+pub use model::{ModelMetrics, Slots};
+pub use port::{Metered, Port, PortCounters};
+pub use request::{Outcome, Requests, Watched, answered, computed, decoded, watch};
+pub use traces::{Endpoint, Exporter, TraceContext, Traces};
+
+/// All that is counted.
+pub struct Telemetry {
+    pub requests: Requests,
+    pub slots: Slots,
+    pub attested: Arc<PortCounters>,
+    pub public: Arc<PortCounters>,
+    pub loads: Durations,
+    pub uploaded_bytes: AtomicU64,
+    pub traces: Option<Traces>,
+    /// Whether anybody may ask for the metrics.
+    pub metrics: bool,
+}
+
+impl Telemetry {
+    /// Nothing has been counted yet.
+    pub fn new(metrics: bool, traces: Option<Traces>) -> Self {
+        Self {
+            requests: Requests::default(),
+            slots: Slots::default(),
+            attested: Arc::default(),
+            public: Arc::default(),
+            loads: durations(),
+            uploaded_bytes: AtomicU64::new(0),
+            traces,
+            metrics,
+        }
+    }
+
+    /// The counters of a port.
+    pub fn port(&self, port: Port) -> &Arc<PortCounters> {
+        match port {
+            Port::Attested => &self.attested,
+            Port::Public => &self.public,
+        }
+    }
+
+    /// A model of `bytes` was loaded in this time.
+    pub fn loaded(&self, bytes: u64, took: Duration) {
+        self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.loads.record(took);
+    }
+}
