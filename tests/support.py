@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from tools import onnxruntime
 
@@ -113,6 +116,21 @@ class Server:
             return Http(self.port, 5).get("/v2/health/ready").status == 200
         except OSError:
             return False
+
+
+def attested_certificate(server: Server, client) -> x509.Certificate:
+    """The server's certificate, for programs that cannot judge evidence themselves.
+
+    It is of the key that `client` verified: with this as their only root they talk to it or to nobody.
+    """
+    certificate = x509.load_pem_x509_certificate(
+        ssl.get_server_certificate(("localhost", server.port)).encode()
+    )
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert hashlib.sha256(key).hexdigest() == client.report.to_dict()["tls_spki_sha256"]
+    return certificate
 
 
 class Answer:

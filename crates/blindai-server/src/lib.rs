@@ -16,6 +16,7 @@ mod identity;
 mod registry;
 pub mod service;
 mod start;
+mod statistics;
 mod tls;
 
 pub use config::{Config, ConfigError};

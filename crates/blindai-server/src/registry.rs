@@ -7,11 +7,13 @@ use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Resu
 use blindai_engine::LoadedModel;
 
 use crate::budget::Reservation;
+use crate::statistics::Statistics;
 
 /// A model that is ready to answer. It stays until its last request has ended.
 pub struct Model {
     pub info: ModelInfo,
     pub loaded: LoadedModel,
+    pub statistics: Statistics,
     _memory: Reservation,
 }
 
@@ -21,6 +23,7 @@ impl Model {
         Self {
             info,
             loaded,
+            statistics: Statistics::default(),
             _memory: memory,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use blindai_core::oip::{InferRequest, InferResponse};
+use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
@@ -187,9 +187,13 @@ impl Service {
     ) -> Result<InferResponse> {
         let model = self.registry.find(name, version)?;
         let wanted = request.output_names();
-        let left = deadline.saturating_duration_since(Instant::now());
+        let begun = Instant::now();
+        let left = deadline.saturating_duration_since(begun);
+        let left = request.timeout.map_or(left, |timeout| left.min(timeout));
         let inputs = std::mem::take(&mut request.inputs);
-        let outputs = model.loaded.run(inputs, &wanted, left).await?;
+        let outputs = model.loaded.run(inputs, &wanted, left).await;
+        model.statistics.add(outputs.is_ok(), begun.elapsed());
+        let outputs = outputs?;
         Ok(InferResponse {
             id: request.id.clone(),
             model_name: model.info.name.to_string(),
@@ -211,6 +215,27 @@ impl Service {
     pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
         let model = self.registry.find(name, version)?;
         Ok((model.info.clone(), self.registry.versions(name)))
+    }
+
+    /// What models have done: one version or all of a name, or all models without a name.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`]
+    pub fn statistics(&self, name: Option<&str>, version: Option<&str>) -> Result<StatisticsList> {
+        let models = match (name, version) {
+            (None, _) => self.registry.list(),
+            (Some(name), Some(_)) => vec![self.registry.find(name, version)?],
+            (Some(name), None) => {
+                self.registry.find(name, None)?;
+                let mut models = self.registry.list();
+                models.retain(|model| model.info.name.as_str() == name);
+                models
+            }
+        };
+        let statistics = models.iter().map(|model| model.statistics.of(&model.info));
+        Ok(StatisticsList {
+            model_stats: statistics.collect(),
+        })
     }
 
     /// Deletes a version, or all versions of a name. Requests in progress still end well.

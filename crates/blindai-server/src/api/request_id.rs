@@ -7,6 +7,8 @@ use axum::response::Response;
 use blindai_core::api::REQUEST_ID;
 use blindai_core::{Code, Error};
 
+use super::grpc::is_reply;
+
 const ID_BYTES: usize = 64;
 
 /// Gives every request an id, writes the body of errors, and logs the shape of what happened.
@@ -19,7 +21,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
-    if let Some(error) = &error {
+    if let Some(error) = error.as_ref().filter(|_| !is_reply(&response)) {
         write_error(&mut response, error, &id);
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
