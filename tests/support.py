@@ -121,7 +121,7 @@ class Server:
 def attested_certificate(server: Server, client) -> x509.Certificate:
     """The server's certificate, for programs that cannot judge evidence themselves.
 
-    It is of the key that `client` verified: with this as their only root they talk to it or to nobody.
+    It is of the key that `client` verified: with this as their root they talk to it or to nobody.
     """
     certificate = x509.load_pem_x509_certificate(
         ssl.get_server_certificate(("localhost", server.port)).encode()
@@ -129,7 +129,8 @@ def attested_certificate(server: Server, client) -> x509.Certificate:
     key = certificate.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    assert hashlib.sha256(key).hexdigest() == client.report.to_dict()["tls_spki_sha256"]
+    claims = client.report.to_dict()["claims"]
+    assert hashlib.sha256(key).hexdigest() == claims["tls_spki_sha256"]
     return certificate
 
 
@@ -266,6 +267,13 @@ def cpu_seconds(pid: int) -> float:
     """The processor time a process has used; 0 when it is gone."""
     fields = stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICK if fields else 0.0
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that was ever resident in a process, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1])
 
 
 def has_ended(pid: int) -> bool:

@@ -17,7 +17,7 @@ from conftest import connect
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf import descriptor_pb2
 from onnx import TensorProto
-from support import ROOT, Server, attested_certificate, run_slowly
+from support import ROOT, Server, attested_certificate, peak_kib, run_slowly
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 import blindai
@@ -52,11 +52,14 @@ def channel(server: Server, client: blindai.Client) -> Iterator[grpc.Channel]:
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory) -> Iterator[tuple[Server, blindai.Client, grpc.Channel]]:
     """A server with tight limits, and a channel to it."""
-    with Server(tmp_path_factory.mktemp("strict"), limits=LIMITS) as server:
-        with connect(server) as client, channel_to(server, client) as channel:
-            client.models.upload(graphs.identity(), name="same")
-            client.models.upload(graphs.loop(), name="slow")
-            yield server, client, channel
+    with (
+        Server(tmp_path_factory.mktemp("strict"), limits=LIMITS) as server,
+        connect(server) as client,
+        channel_to(server, client) as channel,
+    ):
+        client.models.upload(graphs.identity(), name="same")
+        client.models.upload(graphs.loop(), name="slow")
+        yield server, client, channel
 
 
 @pytest.fixture
@@ -261,12 +264,6 @@ def test_messages_over_the_limit(strict):
     assert infer(channel, raw("same", np.zeros(1000, np.float32)))
 
 
-def peak_kib(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as status:
-        (line,) = [line for line in status if line.startswith("VmHWM:")]
-    return int(line.split()[1])
-
-
 def slow(rounds: int, **fields) -> Request:
     tensor = Input(name="rounds", datatype="INT64", shape=[])
     content = [rounds.to_bytes(8, "little")]
@@ -414,17 +411,19 @@ def test_asynchronous(server: Server, client: blindai.Client, same: str):
                 yield {"model_name": same, "inputs": oip.inputs(x=ones * i), "request_id": str(i)}
 
         answers = oip.client.stream_infer(requests())
-        for i in range(5):
-            result, error = await anext(aiter(answers))
+        received = 0
+        async for result, error in answers:
             assert error is None
-            np.testing.assert_array_equal(result.as_numpy("y"), ones * i)
+            np.testing.assert_array_equal(result.as_numpy("y"), ones * received)
+            received += 1
+        assert received == 5
         await oip.client.close()
 
     triton.run(ask())
 
 
 def by_hand(server: Server, method: str, message: bytes, prefix=None, **headers) -> dict:
-    """The headers and trailers of a call whose every byte is ours; over HTTP/1.1, which shows them."""
+    """The headers of a call whose every byte is ours; a refusal is nothing but headers."""
     prefix = b"\0" + len(message).to_bytes(4, "big") if prefix is None else prefix
     with server.http() as http:
         headers = {"content-type": "application/grpc", "te": "trailers", **headers}

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: compression, and what Triton's asynchronous client needs."""
+"""The Open Inference Protocol over HTTP: compression, JSON, and Triton's asynchronous client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import triton
 from conftest import connect
-from support import Http, Server
+from support import Http, Server, peak_kib
 
 import blindai
 
@@ -61,19 +61,19 @@ def body_of(values: np.ndarray) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-@pytest.mark.parametrize(
-    ("wish", "coding"),
-    [
-        ("gzip", "gzip"),
-        ("deflate", "deflate"),
-        # What libraries send by themselves is nobody's wish.
-        ("gzip, deflate", None),
-        ("gzip, deflate, br, zstd", None),
-        ("*", None),
-        ("br", None),
-        ("identity", None),
-    ],
-)
+WISHES = [
+    ("gzip", "gzip"),
+    ("deflate", "deflate"),
+    # What libraries send by themselves is nobody's wish.
+    ("gzip, deflate", None),
+    ("gzip, deflate, br, zstd", None),
+    ("*", None),
+    ("br", None),
+    ("identity", None),
+]
+
+
+@pytest.mark.parametrize(("wish", "coding"), WISHES, ids=range(len(WISHES)))
 def test_answers_are_compressed_for_those_who_ask(server, same: str, wish: str, coding):
     with server.http() as http:
         path = f"/v2/models/{same}/infer"
@@ -151,12 +151,6 @@ def test_room_is_taken_for_what_comes_out(strict: Server):
         assert set(pool.map(send, range(64))) <= {400, 429}
         # All of it was given back.
         assert client.infer("same", {"x": ONES})["y"].shape == ONES.shape
-
-
-def peak_kib(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as status:
-        (line,) = [line for line in status if line.startswith("VmHWM:")]
-    return int(line.split()[1])
 
 
 def test_asynchronous(server: Server, client: blindai.Client, same: str):

@@ -388,3 +388,156 @@ fn parts(response: &InferResponse, head: impl FnOnce(&mut Message)) -> Vec<Bytes
     let raw = raw.flat_map(|data| [Message::of(|m| m.announce(6, data.len())), data.clone()]);
     std::iter::once(described).chain(raw).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: u64 = 1 << 10;
+
+    fn input(m: &mut Message, datatype: &str, shape: &[i64], contents: impl Fn(&mut Message)) {
+        m.message(5, |m| {
+            m.text(1, "x");
+            m.text(2, datatype);
+            m.integers(3, shape.iter().copied());
+            m.message(5, contents);
+        });
+    }
+
+    fn decode(write: impl FnOnce(&mut Message)) -> Result<InferCall> {
+        decode_infer(Message::of(write), ROOM)
+    }
+
+    fn typed_as(datatype: &str, field: u32, numbers: &[i64]) -> Result<Bytes> {
+        let shape = [numbers.len() as i64];
+        let call = decode(|m| {
+            input(m, datatype, &shape, |m| {
+                m.integers(field, numbers.iter().copied());
+            });
+        })?;
+        Ok(call.request.inputs[0].tensor.data().clone())
+    }
+
+    fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
+        result.unwrap_err().code()
+    }
+
+    #[test]
+    fn a_request_is_read_whole() {
+        let message = Message::of(|m| {
+            m.text(1, "m");
+            m.text(2, "3");
+            m.text(3, "id");
+            m.message(4, |m| {
+                m.text(1, "timeout");
+                m.message(2, |m| m.integer(2, 1500));
+            });
+            m.message(5, |m| {
+                m.text(1, "x");
+                m.text(2, "UINT8");
+                m.integers(3, [2]);
+            });
+            m.message(6, |m| {
+                m.text(1, "y");
+                m.message(2, |m| {
+                    m.text(1, "classification");
+                    m.message(2, |m| m.integer(2, 5));
+                });
+            });
+            m.element(7, &[8, 9]);
+        });
+        let call = decode_infer(message.clone(), 0).unwrap();
+        assert_eq!(
+            (&*call.model.name, call.model.version.as_deref()),
+            ("m", Some("3"))
+        );
+        assert_eq!(call.request.id, request_id(message.clone()));
+        assert_eq!(
+            call.request.timeout,
+            Some(std::time::Duration::from_micros(1500))
+        );
+        assert_eq!(call.request.classification_of("y"), Some(5));
+        let data = call.request.inputs[0].tensor.data();
+        assert_eq!(data[..], [8, 9]);
+        // Not a copy.
+        assert!(message.as_ptr_range().contains(&data.as_ptr()));
+    }
+
+    #[test]
+    fn typed_contents_are_little_endian() {
+        assert_eq!(typed_as("INT8", 2, &[-1, 2]).unwrap()[..], [0xff, 2]);
+        assert_eq!(typed_as("INT16", 2, &[-2]).unwrap()[..], [0xfe, 0xff]);
+        assert_eq!(typed_as("UINT16", 4, &[258]).unwrap()[..], [2, 1]);
+        assert_eq!(typed_as("INT64", 3, &[-1]).unwrap()[..], [0xff; 8]);
+        assert_eq!(typed_as("BOOL", 1, &[1, 0]).unwrap()[..], [1, 0]);
+        let texts = decode(|m| input(m, "BYTES", &[1], |m| m.element(8, b"ab"))).unwrap();
+        assert_eq!(texts.request.inputs[0].tensor.data()[..], *b"\x02\0\0\0ab");
+        let floats = decode(|m| input(m, "FP32", &[1], |m| m.element(6, &[0, 0, 0x80, 0x3f])));
+        let floats = floats.unwrap();
+        assert_eq!(
+            floats.request.inputs[0].tensor.data()[..],
+            1f32.to_le_bytes()
+        );
+    }
+
+    #[test]
+    fn contents_that_do_not_fit_are_refused() {
+        for (datatype, field, numbers) in [
+            ("INT8", 2, [300]),
+            ("UINT8", 4, [256]),
+            ("UINT8", 2, [1]),
+            ("BOOL", 1, [2]),
+            ("FP16", 6, [1]),
+        ] {
+            let result = typed_as(datatype, field, &numbers);
+            assert_eq!(code(result), Code::InputData, "{datatype}");
+        }
+        assert_eq!(code(typed_as("FP31", 6, &[1])), Code::InputDType);
+        let negative = decode(|m| input(m, "INT8", &[-1], |_| {}));
+        assert_eq!(code(negative), Code::InputData);
+    }
+
+    #[test]
+    fn a_short_message_does_not_become_a_large_tensor() {
+        let zeros = [0; ROOM as usize / 8 + 1];
+        assert!(typed_as("INT64", 3, &zeros[1..]).is_ok());
+        assert_eq!(code(typed_as("INT64", 3, &zeros)), Code::BodyTooLarge);
+        // Nor many of them.
+        let half = &zeros[..ROOM as usize / 16 + 1];
+        let two = decode(|m| {
+            for _ in 0..2 {
+                let shape = [half.len() as i64];
+                input(m, "INT64", &shape, |m| m.integers(3, half.iter().copied()));
+            }
+        });
+        assert_eq!(code(two), Code::BodyTooLarge);
+        let sizes = [1; 70];
+        let deep = decode(|m| input(m, "INT8", &sizes, |m| m.integers(2, [1])));
+        assert_eq!(code(deep), Code::InputData);
+        let many = decode(|m| (0..=TENSORS).for_each(|_| m.element(5, b"")));
+        assert_eq!(code(many), Code::InvalidRequest);
+    }
+
+    #[test]
+    fn answers_are_parts_that_are_not_joined() {
+        let data = Bytes::from_static(&[1, 2, 3]);
+        let tensor = Tensor::new(DType::U8, vec![3], data.clone()).unwrap();
+        let response = InferResponse {
+            id: Some("7".into()),
+            model_name: "m".into(),
+            model_version: Some("1".into()),
+            outputs: vec![NamedTensor::new("y", tensor)],
+        };
+        let parts = encode_infer(&response);
+        assert!(parts.iter().any(|part| part.as_ptr() == data.as_ptr()));
+        let message = Bytes::from(parts.concat());
+        assert_eq!(decode_model(message.clone()).unwrap().name, "m");
+        assert_eq!(request_id(message.clone()).as_deref(), Some("7"));
+        let last = Fields::of(message.clone()).last().unwrap().unwrap();
+        assert_eq!(last, (6, Value::Bytes(data)));
+        // In a stream it is the second field of another message.
+        let stream = Bytes::from(encode_stream_infer(&response).concat());
+        let (number, _) = Fields::of(stream).next().unwrap().unwrap();
+        assert_eq!(number, 2);
+    }
+}
