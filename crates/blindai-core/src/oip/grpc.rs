@@ -26,6 +26,8 @@ pub struct ModelId {
 pub struct InferCall {
     pub model: ModelId,
     pub request: InferRequest,
+    /// Bytes that the inputs take beside the message: what came as typed contents.
+    pub copied: u64,
 }
 
 /// Reads a message whose first field is a model's name and whose second its version.
@@ -67,9 +69,10 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
         wire.take(field?)?;
     }
     let parameters = wire.parameters.checked()?;
+    let mut room = limit;
     let request = InferRequest {
         id: (!wire.id.is_empty()).then_some(wire.id),
-        inputs: read_inputs(wire.inputs, wire.raw, limit)?,
+        inputs: read_inputs(wire.inputs, wire.raw, &mut room)?,
         outputs: wire.outputs,
         format: OutputFormat::Binary,
         timeout: parameters.timeout(),
@@ -77,6 +80,7 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
     Ok(InferCall {
         model: wire.model,
         request,
+        copied: limit - room,
     })
 }
 
@@ -252,10 +256,13 @@ fn read_value(parameter: Bytes) -> Result<parameters::Value> {
     Ok(value)
 }
 
-fn read_inputs(inputs: Vec<WireInput>, raw: Vec<Bytes>, limit: u64) -> Result<Vec<NamedTensor>> {
+fn read_inputs(
+    inputs: Vec<WireInput>,
+    raw: Vec<Bytes>,
+    room: &mut u64,
+) -> Result<Vec<NamedTensor>> {
     if raw.is_empty() {
-        let mut room = limit;
-        let read = |input| read_tensor(input, |dtype, input| typed(dtype, input, &mut room));
+        let read = |input| read_tensor(input, |dtype, input| typed(dtype, input, room));
         return inputs.into_iter().map(read).collect();
     }
     if raw.len() != inputs.len() || inputs.iter().any(|input| input.contents.is_some()) {
@@ -457,6 +464,7 @@ mod tests {
             Some(std::time::Duration::from_micros(1500))
         );
         assert_eq!(call.request.classification_of("y"), Some(5));
+        assert_eq!(call.copied, 0);
         let data = call.request.inputs[0].tensor.data();
         assert_eq!(data[..], [8, 9]);
         // Not a copy.

@@ -157,7 +157,12 @@ impl Method for StreamInfer {
 async fn infer(service: &Service, message: Bytes, deadline: Instant) -> Result<InferResponse> {
     let limit = service.limits().body_bytes;
     let call = busy(message.len(), || messages::decode_infer(message, limit))?;
-    let InferCall { model, mut request } = call;
+    let InferCall {
+        model,
+        mut request,
+        copied,
+    } = call;
+    let _held = service.reserve_body(copied)?;
     let version = model.version.as_deref();
     oip::infer(service, &model.name, version, &mut request, deadline).await
 }
