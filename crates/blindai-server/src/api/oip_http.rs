@@ -14,7 +14,7 @@ use blindai_core::oip::{
     decode_request, encode_response,
 };
 use blindai_core::{Code, Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::body::{Parts, collect};
 use super::coding::Coding;
@@ -65,9 +65,21 @@ async fn model(
     Ok(Json(ModelMetadata::new(&info, versions)))
 }
 
-async fn ready(State(service): State<Arc<Service>>, Params(id): Params<Id>) -> Answer<StatusCode> {
+async fn ready(
+    State(service): State<Arc<Service>>,
+    Params(id): Params<Id>,
+) -> Answer<Json<ModelReady>> {
     service.describe(&id.name, id.version.as_deref())?;
-    Ok(StatusCode::OK)
+    Ok(Json(ModelReady {
+        name: id.name,
+        ready: true,
+    }))
+}
+
+#[derive(Serialize)]
+struct ModelReady {
+    name: String,
+    ready: bool,
 }
 
 async fn config(
