@@ -16,6 +16,18 @@ def identity(dtype: int = FLOAT, shape: list | None = None) -> bytes:
     return model([node], [value("x", dtype, shape)], [value("y", dtype, shape)])
 
 
+def split() -> bytes:
+    """`sum = a + b` and `difference = a - b`."""
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Sub", ["a", "b"], ["difference"]),
+    ]
+    inputs, outputs = (
+        [value(name, FLOAT, ["n"]) for name in names] for names in ("ab", ("sum", "difference"))
+    )
+    return model(nodes, inputs, outputs)
+
+
 def add(shape: list) -> bytes:
     """`y = a + b`."""
     node = helper.make_node("Add", ["a", "b"], ["y"])

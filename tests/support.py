@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from tools import onnxruntime
 
@@ -113,6 +116,22 @@ class Server:
             return Http(self.port, 5).get("/v2/health/ready").status == 200
         except OSError:
             return False
+
+
+def attested_certificate(server: Server, client) -> x509.Certificate:
+    """The server's certificate, for programs that cannot judge evidence themselves.
+
+    It is of the key that `client` verified: with this as their root they talk to it or to nobody.
+    """
+    certificate = x509.load_pem_x509_certificate(
+        ssl.get_server_certificate(("localhost", server.port)).encode()
+    )
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    claims = client.report.to_dict()["claims"]
+    assert hashlib.sha256(key).hexdigest() == claims["tls_spki_sha256"]
+    return certificate
 
 
 class Answer:
@@ -248,6 +267,13 @@ def cpu_seconds(pid: int) -> float:
     """The processor time a process has used; 0 when it is gone."""
     fields = stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICK if fields else 0.0
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that was ever resident in a process, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1])
 
 
 def has_ended(pid: int) -> bool:

@@ -63,7 +63,7 @@ def binary_request(*tensors: tuple[str, np.ndarray], **header) -> tuple[bytes, s
 def test_health_on_both_ports(server: Server):
     for port in (server.port, server.public_port):
         with Http(port) as http:
-            assert http.get("/v2/health/live").status == 200
+            assert http.get("/v2/health/live").json == {"live": True}
             assert http.get("/v2/health/ready").status == 200
 
 
@@ -89,7 +89,7 @@ def test_model_metadata_and_readiness(http: Http, add: str):
     ]
     assert metadata["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1]}]
     assert http.get(f"{add}/versions/1").json == metadata
-    assert http.get(f"{add}/ready").status == 200
+    assert http.get(f"{add}/ready").json == {"name": metadata["name"], "ready": True}
     assert http.get(f"{add}/versions/1/ready").status == 200
     assert_error(http.get(f"{add}/versions/2/ready"), 404, "model-not-found")
 

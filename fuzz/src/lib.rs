@@ -4,6 +4,10 @@
 
 use std::sync::LazyLock;
 
+use blindai_core::oip::grpc::{
+    decode_infer, decode_load, decode_model, encode_infer, encode_stream_infer, request_id,
+};
+use blindai_core::oip::{InferResponse, classify_outputs};
 use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral};
 use blindai_verify::{
     Binding, Policy, appraise_quote, observe, read_certificate, read_foreign_certificate, verify,
@@ -85,6 +89,36 @@ pub fn document(data: &[u8]) {
     assert!(verify(&evidence, collateral, &binding, &policy, NOW).is_err());
 }
 
+/// A message of `inference.GRPCInferenceService`.
+pub fn grpc(data: &[u8]) {
+    let message = bytes::Bytes::copy_from_slice(data);
+    let _ = decode_model(message.clone());
+    let _ = decode_load(message.clone());
+    let id = request_id(message.clone());
+    let Ok(call) = decode_infer(message, INPUT_BYTES) else {
+        return;
+    };
+    assert_eq!(call.request.id.unwrap_or_default(), id.unwrap_or_default());
+    let inputs = call.request.inputs.iter();
+    let held: usize = inputs.map(|input| input.tensor.data().len()).sum();
+    assert!(held as u64 <= INPUT_BYTES.max(data.len() as u64));
+    // What came in may go out.
+    let mut response = InferResponse {
+        id: None,
+        model_name: call.model.name,
+        model_version: call.model.version,
+        outputs: call.request.inputs,
+    };
+    let request = blindai_core::oip::InferRequest {
+        outputs: call.request.outputs,
+        ..blindai_core::oip::InferRequest::new(Vec::new())
+    };
+    let _ = classify_outputs(&request, &mut response);
+    let again = decode_model(encode_infer(&response).concat().into()).expect("our own message");
+    assert_eq!(again.name, response.model_name);
+    assert!(!encode_stream_infer(&response).concat().is_empty());
+}
+
 /// The policy that is written from an observation must compile, whatever the evidence says.
 fn look(quote: &[u8], collateral: Option<&Collateral>) {
     let Ok(observation) = observe(quote, collateral, NOW) else {
@@ -104,4 +138,6 @@ static DCAP: LazyLock<Collateral> = LazyLock::new(|| {
 
 /// A time at which the kept collateral is valid, in seconds since 1970.
 const NOW: u64 = 1_751_600_000;
+/// What typed contents of a message may take as tensors.
+const INPUT_BYTES: u64 = 1 << 16;
 const SNP_REPORT_BYTES: usize = 1184;

@@ -101,9 +101,7 @@ pub fn request(inputs: Vec<Input<'_>>, outputs: Vec<String>) -> PyResult<InferRe
     let inputs = inputs.into_iter().map(Input::into_tensor);
     let mut request = InferRequest::new(inputs.collect::<PyResult<_>>()?);
     let wanted = outputs.into_iter();
-    request.outputs = wanted
-        .map(|name| RequestedOutput { name, format: None })
-        .collect();
+    request.outputs = wanted.map(RequestedOutput::new).collect();
     Ok(request)
 }
 

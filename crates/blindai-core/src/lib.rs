@@ -5,7 +5,7 @@
 //!   hardware signs over it.
 //! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
 //!   certificate and in a file.
-//! - [`oip`] and [`api`]: the HTTP wire formats, written once for both ends.
+//! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
 //! This crate does no I/O and holds no `unsafe`. What it does *not* do: decide whether evidence is

@@ -16,6 +16,7 @@ mod identity;
 mod registry;
 pub mod service;
 mod start;
+mod statistics;
 mod telemetry;
 mod tls;
 

@@ -7,6 +7,7 @@ use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Resu
 use blindai_engine::LoadedModel;
 
 use crate::budget::Reservation;
+use crate::statistics::Statistics;
 use crate::telemetry::ModelMetrics;
 
 /// A model that is ready to answer. It stays until its last request has ended.
@@ -14,6 +15,7 @@ pub struct Model {
     pub info: ModelInfo,
     pub loaded: LoadedModel,
     pub metrics: Arc<ModelMetrics>,
+    pub statistics: Statistics,
     _memory: Reservation,
 }
 
@@ -29,6 +31,7 @@ impl Model {
             info,
             loaded,
             metrics,
+            statistics: Statistics::default(),
             _memory: memory,
         }
     }

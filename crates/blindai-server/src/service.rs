@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use blindai_core::oip::{InferRequest, InferResponse};
+use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
@@ -36,6 +36,13 @@ pub struct Service {
 pub struct Admission {
     _permit: OwnedSemaphorePermit,
     /// When the request must have ended.
+    pub deadline: Instant,
+}
+
+/// Whose request it is, and when it must have ended.
+#[derive(Clone, Copy)]
+pub struct Turn {
+    pub caller: Caller,
     pub deadline: Instant,
 }
 
@@ -208,15 +215,18 @@ impl Service {
         name: &str,
         version: Option<&str>,
         request: &mut InferRequest,
-        caller: Caller,
-        deadline: Instant,
+        turn: Turn,
     ) -> Result<InferResponse> {
         let model = self.registry.find(name, version)?;
         let wanted = request.output_names();
-        let left = deadline.saturating_duration_since(Instant::now());
+        let begun = Instant::now();
+        let left = turn.deadline.saturating_duration_since(begun);
+        let left = request.timeout.map_or(left, |timeout| left.min(timeout));
         let inputs = std::mem::take(&mut request.inputs);
         telemetry::decoded(&model.metrics);
-        let answer = model.loaded.run(inputs, &wanted, caller, left).await?;
+        let answer = model.loaded.run(inputs, &wanted, turn.caller, left).await;
+        model.statistics.add(answer.is_ok(), begun.elapsed());
+        let answer = answer?;
         telemetry::computed(answer.stages);
         Ok(InferResponse {
             id: request.id.clone(),
@@ -239,6 +249,27 @@ impl Service {
     pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
         let model = self.registry.find(name, version)?;
         Ok((model.info.clone(), self.registry.versions(name)))
+    }
+
+    /// What models have done: one version or all of a name, or all models without a name.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`]
+    pub fn statistics(&self, name: Option<&str>, version: Option<&str>) -> Result<StatisticsList> {
+        let models = match (name, version) {
+            (None, _) => self.registry.list(),
+            (Some(name), Some(_)) => vec![self.registry.find(name, version)?],
+            (Some(name), None) => {
+                self.registry.find(name, None)?;
+                let mut models = self.registry.list();
+                models.retain(|model| model.info.name.as_str() == name);
+                models
+            }
+        };
+        let statistics = models.iter().map(|model| model.statistics.of(&model.info));
+        Ok(StatisticsList {
+            model_stats: statistics.collect(),
+        })
     }
 
     /// Deletes a version, or all versions of a name. Requests in progress still end well.

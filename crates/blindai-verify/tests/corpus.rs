@@ -53,3 +53,8 @@ fn policies() {
 fn documents() {
     replay(fuzz::document, "document", &[]);
 }
+
+#[test]
+fn grpc_messages() {
+    replay(fuzz::grpc, "grpc", &[]);
+}

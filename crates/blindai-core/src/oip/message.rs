@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::json;
+use super::parameters::Parameters;
 use crate::{Code, DType, Error, NamedTensor, Result, Tensor};
 
 /// The HTTP header that says how many bytes of the body are JSON; the rest are tensors.
@@ -18,6 +21,9 @@ pub struct InferRequest {
     pub outputs: Vec<RequestedOutput>,
     /// How outputs come that say nothing themselves.
     pub format: OutputFormat,
+    /// How long the caller will wait, from when the request has arrived; `None` for as long as the
+    /// server lets him.
+    pub timeout: Option<Duration>,
 }
 
 impl InferRequest {
@@ -28,15 +34,19 @@ impl InferRequest {
             inputs,
             outputs: Vec::new(),
             format: OutputFormat::Binary,
+            timeout: None,
         }
     }
 
     /// How this output is to be written.
     pub fn format_of(&self, output: &str) -> OutputFormat {
-        let wanted = self.outputs.iter().find(|wanted| wanted.name == output);
-        wanted
-            .and_then(|wanted| wanted.format)
-            .unwrap_or(self.format)
+        let format = self.wanted(output).and_then(|wanted| wanted.format);
+        format.unwrap_or(self.format)
+    }
+
+    /// How many of this output's best elements are wanted instead of all of them.
+    pub fn classification_of(&self, output: &str) -> Option<usize> {
+        self.wanted(output)?.classification
     }
 
     /// The names of the outputs that are asked for; empty for all.
@@ -46,6 +56,10 @@ impl InferRequest {
             .map(|wanted| wanted.name.clone())
             .collect()
     }
+
+    fn wanted(&self, output: &str) -> Option<&RequestedOutput> {
+        self.outputs.iter().find(|wanted| wanted.name == output)
+    }
 }
 
 /// An output that the caller asks for.
@@ -53,6 +67,19 @@ impl InferRequest {
 pub struct RequestedOutput {
     pub name: String,
     pub format: Option<OutputFormat>,
+    /// Only so many of its best elements, as texts `value:index`.
+    pub classification: Option<usize>,
+}
+
+impl RequestedOutput {
+    /// An output as it is, in the format of the request.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            format: None,
+            classification: None,
+        }
+    }
 }
 
 /// Whether a tensor travels as JSON numbers or as raw bytes.
@@ -101,6 +128,7 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<Infer
     let wire: WireRequest<'_> = parse(&header)?;
     let inputs = read_tensors(wire.inputs, &mut tensors)?;
     let outputs = wire.outputs.unwrap_or_default();
+    let parameters = wire.parameters.unwrap_or_default().checked()?;
     Ok(InferRequest {
         id: wire.id,
         inputs,
@@ -108,7 +136,8 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<Infer
             .into_iter()
             .map(read_output)
             .collect::<Result<_>>()?,
-        format: format(wire.parameters.unwrap_or_default().binary_data_output),
+        timeout: parameters.timeout(),
+        format: format(parameters.binary_data_output.unwrap_or(false)),
     })
 }
 
@@ -116,8 +145,10 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<Infer
 pub fn encode_request(request: &InferRequest) -> Encoded {
     let header = WireRequest {
         id: request.id.clone(),
-        parameters: Some(RequestParameters {
-            binary_data_output: request.format == OutputFormat::Binary,
+        parameters: Some(Parameters {
+            binary_data_output: Some(request.format == OutputFormat::Binary),
+            timeout: request.timeout.map(micros),
+            ..Parameters::default()
         }),
         inputs: request.inputs.iter().map(binary_tensor).collect(),
         outputs: (!request.outputs.is_empty())
@@ -173,17 +204,11 @@ struct WireRequest<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    parameters: Option<RequestParameters>,
+    parameters: Option<Parameters>,
     #[serde(borrow)]
     inputs: Vec<WireTensor<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     outputs: Option<Vec<WireOutput>>,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct RequestParameters {
-    #[serde(default)]
-    binary_data_output: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -203,30 +228,16 @@ struct WireTensor<'a> {
     shape: Vec<usize>,
     datatype: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    parameters: Option<TensorParameters>,
+    parameters: Option<Parameters>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     data: Option<std::borrow::Cow<'a, RawValue>>,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct TensorParameters {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    binary_data_size: Option<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct WireOutput {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    parameters: Option<OutputParameters>,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct OutputParameters {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    binary_data: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    classification: Option<u64>,
+    parameters: Option<Parameters>,
 }
 
 fn split_body(body: Bytes, header_length: Option<usize>) -> Result<(Bytes, Bytes)> {
@@ -263,12 +274,9 @@ fn read_tensors(wire: Vec<WireTensor<'_>>, raw: &mut Bytes) -> Result<Vec<NamedT
 
 fn read_tensor(wire: WireTensor<'_>, raw: &mut Bytes) -> Result<NamedTensor> {
     let name = wire.name;
-    let dtype = DType::parse(&wire.datatype).ok_or_else(|| {
-        let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.as_str()).collect();
-        let fact = format!("input {name:?} has the unknown type {:?}", wire.datatype);
-        Error::new(Code::InputDType, fact).with_remedy(format!("use one of {}", known.join(", ")))
-    })?;
-    let size = wire.parameters.unwrap_or_default().binary_data_size;
+    let dtype = read_dtype(&name, &wire.datatype)?;
+    let size = wire.parameters.unwrap_or_default().checked()?;
+    let size = size.binary_data_size;
     let data = match (wire.data, size) {
         (Some(data), None) => json::read_elements(dtype, &data).map_err(|e| at(&name, e))?,
         (None, Some(size)) if size <= raw.len() => raw.split_to(size),
@@ -285,32 +293,49 @@ fn read_tensor(wire: WireTensor<'_>, raw: &mut Bytes) -> Result<NamedTensor> {
     Ok(NamedTensor { name, tensor })
 }
 
-fn at(name: &str, error: Error) -> Error {
+/// The type of a tensor, by its name on the wire.
+pub(super) fn read_dtype(tensor: &str, name: &str) -> Result<DType> {
+    DType::parse(name).ok_or_else(|| {
+        let known: Vec<_> = DType::ALL.iter().map(|dtype| dtype.as_str()).collect();
+        let fact = format!("input {tensor:?} has the unknown type {name:?}");
+        Error::new(Code::InputDType, fact).with_remedy(format!("use one of {}", known.join(", ")))
+    })
+}
+
+/// The error, with the tensor it speaks of.
+pub(super) fn at(name: &str, error: Error) -> Error {
     let fact = format!("tensor {name:?}: {}", error.fact());
     Error::new(error.code(), fact).with_remedy(error.remedy().to_owned())
 }
 
 fn read_output(wire: WireOutput) -> Result<RequestedOutput> {
-    let parameters = wire.parameters.unwrap_or_default();
-    if parameters.classification.is_some() {
-        let fact = format!("output {:?}: classification is not offered", wire.name);
-        return Err(Error::new(Code::InvalidRequest, fact)
-            .with_remedy("leave the parameter out and rank the scores at the client"));
-    }
-    Ok(RequestedOutput {
-        name: wire.name,
+    let parameters = wire.parameters.unwrap_or_default().checked()?;
+    Ok(requested(wire.name, &parameters))
+}
+
+/// An output of this name, as its parameters want it. To classify into none means not to.
+pub(super) fn requested(name: String, parameters: &Parameters) -> RequestedOutput {
+    RequestedOutput {
+        name,
         format: parameters.binary_data.map(format),
-    })
+        classification: parameters.classification.filter(|&count| count != 0),
+    }
 }
 
 fn write_output(output: &RequestedOutput) -> WireOutput {
+    let parameters = Parameters {
+        binary_data: output.format.map(|format| format == OutputFormat::Binary),
+        classification: output.classification,
+        ..Parameters::default()
+    };
     WireOutput {
         name: output.name.clone(),
-        parameters: output.format.map(|format| OutputParameters {
-            binary_data: Some(format == OutputFormat::Binary),
-            classification: None,
-        }),
+        parameters: (parameters != Parameters::default()).then_some(parameters),
     }
+}
+
+fn micros(timeout: Duration) -> u64 {
+    u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn format(binary: bool) -> OutputFormat {
@@ -323,8 +348,9 @@ fn format(binary: bool) -> OutputFormat {
 
 fn binary_tensor(tensor: &NamedTensor) -> WireTensor<'static> {
     WireTensor {
-        parameters: Some(TensorParameters {
+        parameters: Some(Parameters {
             binary_data_size: Some(tensor.tensor.data().len()),
+            ..Parameters::default()
         }),
         ..described(tensor)
     }
@@ -383,10 +409,15 @@ mod tests {
         let words = Tensor::from_strings(vec![2], &["a", "ü"]).unwrap();
         let mut request = InferRequest::new(vec![floats(), NamedTensor::new("w", words)]);
         request.id = Some("7".into());
-        request.outputs = vec![RequestedOutput {
-            name: "y".into(),
-            format: Some(OutputFormat::Json),
-        }];
+        request.timeout = Some(Duration::from_micros(1500));
+        request.outputs = vec![
+            RequestedOutput {
+                format: Some(OutputFormat::Json),
+                classification: Some(3),
+                ..RequestedOutput::new("y")
+            },
+            RequestedOutput::new("z"),
+        ];
         let encoded = encode_request(&request);
         let decoded = decode_request(join(&encoded), encoded.header_length).unwrap();
         assert_eq!(decoded, request);

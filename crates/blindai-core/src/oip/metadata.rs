@@ -1,6 +1,11 @@
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::protobuf::Message;
 use crate::{DType, ModelInfo, TensorSpec};
+
+/// What the models are, in Triton's words.
+pub const PLATFORM: &str = "onnxruntime_onnx";
 
 /// The answer to `GET /v2`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -8,6 +13,19 @@ pub struct ServerMetadata {
     pub name: String,
     pub version: String,
     pub extensions: Vec<String>,
+}
+
+impl ServerMetadata {
+    /// As `ServerMetadataResponse`.
+    pub fn to_protobuf(&self) -> Bytes {
+        Message::of(|m| {
+            m.text(1, &self.name);
+            m.text(2, &self.version);
+            for extension in &self.extensions {
+                m.element(3, extension.as_bytes());
+            }
+        })
+    }
 }
 
 /// The answer to `GET /v2/models/{model}`.
@@ -27,10 +45,30 @@ impl ModelMetadata {
         Self {
             name: info.name.to_string(),
             versions,
-            platform: "onnxruntime_onnx".to_owned(),
+            platform: PLATFORM.to_owned(),
             inputs: tensors(&info.signature.inputs),
             outputs: tensors(&info.signature.outputs),
         }
+    }
+
+    /// As `ModelMetadataResponse`.
+    pub fn to_protobuf(&self) -> Bytes {
+        Message::of(|m| {
+            m.text(1, &self.name);
+            for version in &self.versions {
+                m.element(2, version.as_bytes());
+            }
+            m.text(3, &self.platform);
+            for (number, tensors) in [(4, &self.inputs), (5, &self.outputs)] {
+                for tensor in tensors {
+                    m.message(number, |m| {
+                        m.text(1, &tensor.name);
+                        m.text(2, tensor.datatype.as_str());
+                        m.integers(3, tensor.shape.iter().copied());
+                    });
+                }
+            }
+        })
     }
 }
 

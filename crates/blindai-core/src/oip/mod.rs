@@ -1,16 +1,27 @@
-//! The Open Inference Protocol (KServe V2) over HTTP: JSON with the binary tensor extension.
+//! The Open Inference Protocol (KServe V2): over HTTP as JSON with the binary tensor extension, over
+//! gRPC in [`grpc`].
 //!
-//! A message is a JSON header, followed, when the HTTP header [`HEADER_LENGTH`] says so, by the raw
+//! Over HTTP, a message is a JSON header, followed, when the HTTP header [`HEADER_LENGTH`] says so, by the raw
 //! bytes of the tensors in the header's order. Both ends use this module, so what one writes the
 //! other reads.
 //!
 //! Tensors stay where they are: a decoded tensor is a slice of the body, and an encoded message is
 //! a list of parts that is never joined.
 
+mod classification;
+mod extensions;
+pub mod grpc;
 mod json;
 mod message;
 mod metadata;
+mod parameters;
+mod protobuf;
 
+pub use classification::classify_outputs;
+pub use extensions::{
+    Durations, EXTENSIONS, IndexEntry, InferenceStatistics, ModelConfig, ModelStatistics,
+    StatisticsList,
+};
 pub use message::{
     Encoded, HEADER_LENGTH, InferRequest, InferResponse, OutputFormat, RequestedOutput,
     decode_request, decode_response, encode_request, encode_response,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
+use super::coding::{Coding, Decoder};
 use crate::budget::Reservation;
 use crate::service::Service;
 
@@ -24,26 +25,24 @@ pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// Reads a whole body of bounded size. The reservation is to be held as long as the bytes.
+/// Reads a whole body of bounded size, compressed or not. The reservation is to be held as long as
+/// the bytes.
 pub async fn collect(
     service: &Service,
     headers: &HeaderMap,
     body: Body,
     deadline: Instant,
 ) -> Result<(Bytes, Reservation)> {
-    let announced = announced_length(headers);
-    let limit = service.limits().body_bytes;
-    let reservation = service.reserve_body(announced.unwrap_or(limit))?;
-    let mut bytes = Vec::with_capacity(announced.unwrap_or(0) as usize);
+    let mut decoder = Decoder::new(
+        service,
+        Coding::named(headers, "content-encoding")?,
+        announced_length(headers),
+    )?;
     let mut incoming = Chunks::new(body, service.limits().idle(), deadline);
     while let Some(chunk) = incoming.next().await? {
-        if (bytes.len() + chunk.len()) as u64 > limit {
-            let fact = format!("the body has more than limits.body_bytes, {limit}");
-            return Err(Error::new(Code::BodyTooLarge, fact));
-        }
-        bytes.extend_from_slice(&chunk);
+        decoder.push(&chunk)?;
     }
-    Ok((bytes.into(), reservation))
+    decoder.finish()
 }
 
 /// The chunks of a body, each of which must come before the sender counts as gone, and all before
@@ -68,8 +67,17 @@ impl Chunks {
     /// # Errors
     /// [`Code::BodyIncomplete`], [`Code::DeadlineExceeded`]
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.next_until(Instant::now() + self.idle).await
+    }
+
+    /// As [`Chunks::next`], from a sender who may take his time.
+    pub async fn next_patiently(&mut self) -> Result<Option<Bytes>> {
+        self.next_until(self.deadline).await
+    }
+
+    async fn next_until(&mut self, until: Instant) -> Result<Option<Bytes>> {
+        let until = self.deadline.min(until);
         loop {
-            let until = self.deadline.min(Instant::now() + self.idle);
             let frame = tokio::time::timeout_at(until.into(), self.body.frame()).await;
             match frame.map_err(|_| self.too_late())? {
                 None => return Ok(None),
@@ -101,18 +109,32 @@ impl Chunks {
 /// until it is sent.
 pub struct Parts<H> {
     parts: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
     _held: H,
 }
 
 impl<H: Send + Unpin + 'static> Parts<H> {
     /// A body of `parts`. Small ones are joined: one write beats two.
     pub fn body(parts: Vec<Bytes>, held: H) -> Body {
+        Body::new(Self::new(parts, None, held))
+    }
+
+    /// A body of `parts`, after which come trailers.
+    pub fn with_trailers(parts: Vec<Bytes>, trailers: HeaderMap, held: H) -> Body {
+        Body::new(Self::new(parts, Some(trailers), held))
+    }
+
+    fn new(parts: Vec<Bytes>, trailers: Option<HeaderMap>, held: H) -> Self {
         let total: usize = parts.iter().map(Bytes::len).sum();
         let parts = match total <= JOIN_BYTES {
             true => VecDeque::from([parts.concat().into()]),
             false => parts.into(),
         };
-        Body::new(Self { parts, _held: held })
+        Self {
+            parts,
+            trailers,
+            _held: held,
+        }
     }
 }
 
@@ -126,11 +148,15 @@ impl<H: Unpin> http_body::Body for Parts<H> {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.parts.pop_front().map(|part| Ok(Frame::data(part))))
+        let frame = match self.parts.pop_front() {
+            Some(part) => Some(Frame::data(part)),
+            None => self.trailers.take().map(Frame::trailers),
+        };
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.parts.is_empty()
+        self.parts.is_empty() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

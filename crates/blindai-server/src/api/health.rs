@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use blindai_core::{Code, CollateralState, Error};
@@ -19,8 +18,8 @@ pub fn routes() -> Router<Arc<Service>> {
         .route("/v2/health/ready", get(ready))
 }
 
-async fn live() -> StatusCode {
-    StatusCode::OK
+async fn live() -> Json<Live> {
+    Json(Live { live: true })
 }
 
 /// Ready also without fresh collateral: clients may fetch their own. But it says so.
@@ -33,6 +32,11 @@ async fn ready(State(service): State<Arc<Service>>) -> Result<Json<Ready>, ApiEr
     }
     let fact = "the server is starting or stopping";
     Err(Error::new(Code::NotReady, fact).into())
+}
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
 }
 
 #[derive(Serialize)]

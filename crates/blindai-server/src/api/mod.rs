@@ -2,10 +2,14 @@
 
 mod attestation;
 mod body;
+mod coding;
 mod error;
+mod grpc;
 mod health;
 mod metrics;
 mod models;
+mod oip;
+mod oip_grpc;
 mod oip_http;
 mod params;
 mod request_id;
@@ -27,6 +31,7 @@ use request_id::Observer;
 pub fn attested(service: Arc<Service>) -> Router {
     let router = models::routes()
         .merge(oip_http::routes())
+        .merge(oip_grpc::routes())
         .merge(attestation::routes())
         .merge(health::routes());
     finish(router, service, Port::Attested)
@@ -51,3 +56,13 @@ fn finish(router: Router<Arc<Service>>, service: Arc<Service>, port: Port) -> Ro
         .layer(from_fn_with_state(observer, request_id::observe))
         .with_state(service)
 }
+
+/// Runs work on so many bytes; much of it not on the threads that serve connections.
+fn busy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes > BUSY_BYTES {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
+const BUSY_BYTES: usize = 1 << 20;

@@ -1,4 +1,5 @@
-//! The Open Inference Protocol over HTTP: metadata and inference. Health is in [`super::health`].
+//! The Open Inference Protocol over HTTP, with the pages of Triton that its clients ask for. Health is
+//! in [`super::health`].
 
 use std::sync::Arc;
 
@@ -8,14 +9,19 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use blindai_core::oip::{self, HEADER_LENGTH, ModelMetadata, ServerMetadata};
+use blindai_core::oip::{
+    Encoded, HEADER_LENGTH, IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsList,
+    decode_request, encode_response,
+};
 use blindai_core::{Code, Error, Result};
 use blindai_engine::Caller;
+use serde::{Deserialize, Serialize};
 
-use super::ApiError;
 use super::body::{Parts, collect};
+use super::coding::Coding;
 use super::params::Params;
-use crate::service::Service;
+use super::{ApiError, busy, oip};
+use crate::service::{Service, Turn};
 
 type Answer<T> = std::result::Result<T, ApiError>;
 
@@ -23,121 +29,157 @@ type Answer<T> = std::result::Result<T, ApiError>;
 pub fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/v2", get(server))
-        .route("/v2/models/{name}", get(model))
-        .route("/v2/models/{name}/ready", get(ready))
-        .route("/v2/models/{name}/infer", post(infer))
-        .route("/v2/models/{name}/versions/{version}", get(model_version))
-        .route(
-            "/v2/models/{name}/versions/{version}/ready",
-            get(ready_version),
-        )
-        .route(
-            "/v2/models/{name}/versions/{version}/infer",
-            post(infer_version),
-        )
+        .route("/v2/repository/index", post(index))
+        .route("/v2/repository/models/{name}/load", post(load))
+        .route("/v2/repository/models/{name}/unload", post(unload))
+        .route("/v2/models/stats", get(all_statistics))
+        .merge(model_routes("/v2/models/{name}"))
+        .merge(model_routes("/v2/models/{name}/versions/{version}"))
+}
+
+fn model_routes(path: &str) -> Router<Arc<Service>> {
+    Router::new()
+        .route(path, get(model))
+        .route(&format!("{path}/ready"), get(ready))
+        .route(&format!("{path}/config"), get(config))
+        .route(&format!("{path}/stats"), get(statistics))
+        .route(&format!("{path}/infer"), post(infer))
+}
+
+/// The model in a path, in whatever version.
+#[derive(Deserialize)]
+struct Id {
+    name: String,
+    version: Option<String>,
 }
 
 async fn server() -> Json<ServerMetadata> {
-    Json(ServerMetadata {
-        name: "blindai".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        extensions: vec!["binary_tensor_data".to_owned()],
-    })
+    Json(oip::server())
 }
 
 async fn model(
     State(service): State<Arc<Service>>,
-    Params(name): Params<String>,
+    Params(id): Params<Id>,
 ) -> Answer<Json<ModelMetadata>> {
-    metadata(&service, &name, None)
-}
-
-async fn model_version(
-    State(service): State<Arc<Service>>,
-    Params((name, version)): Params<(String, String)>,
-) -> Answer<Json<ModelMetadata>> {
-    metadata(&service, &name, Some(&version))
+    let _admission = service.admit()?;
+    let (info, versions) = service.describe(&id.name, id.version.as_deref())?;
+    Ok(Json(ModelMetadata::new(&info, versions)))
 }
 
 async fn ready(
     State(service): State<Arc<Service>>,
+    Params(id): Params<Id>,
+) -> Answer<Json<ModelReady>> {
+    service.describe(&id.name, id.version.as_deref())?;
+    Ok(Json(ModelReady {
+        name: id.name,
+        ready: true,
+    }))
+}
+
+#[derive(Serialize)]
+struct ModelReady {
+    name: String,
+    ready: bool,
+}
+
+async fn config(
+    State(service): State<Arc<Service>>,
+    Params(id): Params<Id>,
+) -> Answer<Json<ModelConfig>> {
+    let _admission = service.admit()?;
+    let (info, _) = service.describe(&id.name, id.version.as_deref())?;
+    Ok(Json(ModelConfig::new(&info)))
+}
+
+async fn statistics(
+    State(service): State<Arc<Service>>,
+    Params(id): Params<Id>,
+) -> Answer<Json<StatisticsList>> {
+    let _admission = service.admit()?;
+    let statistics = service.statistics(Some(&id.name), id.version.as_deref())?;
+    Ok(Json(statistics))
+}
+
+async fn all_statistics(State(service): State<Arc<Service>>) -> Answer<Json<StatisticsList>> {
+    let _admission = service.admit()?;
+    Ok(Json(service.statistics(None, None)?))
+}
+
+async fn index(State(service): State<Arc<Service>>) -> Answer<Json<Vec<IndexEntry>>> {
+    Ok(Json(oip::index(&service)?))
+}
+
+async fn load(
+    State(service): State<Arc<Service>>,
     Params(name): Params<String>,
+    headers: HeaderMap,
+    body: Body,
 ) -> Answer<StatusCode> {
-    service.describe(&name, None)?;
+    let admission = service.admit()?;
+    let (body, _held) = collect(&service, &headers, body, admission.deadline).await?;
+    drop(admission);
+    oip::load(&service, &name, has_parameters(&body)?)?;
     Ok(StatusCode::OK)
 }
 
-async fn ready_version(
-    State(service): State<Arc<Service>>,
-    Params((name, version)): Params<(String, String)>,
-) -> Answer<StatusCode> {
-    service.describe(&name, Some(&version))?;
+async fn unload() -> Answer<StatusCode> {
+    oip::unload()?;
     Ok(StatusCode::OK)
 }
 
 async fn infer(
     State(service): State<Arc<Service>>,
     Extension(caller): Extension<Caller>,
-    Params(name): Params<String>,
+    Params(id): Params<Id>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    Ok(run(&service, caller, &name, None, &headers, body).await?)
-}
-
-async fn infer_version(
-    State(service): State<Arc<Service>>,
-    Extension(caller): Extension<Caller>,
-    Params((name, version)): Params<(String, String)>,
-    headers: HeaderMap,
-    body: Body,
-) -> Answer<Response> {
-    Ok(run(&service, caller, &name, Some(&version), &headers, body).await?)
-}
-
-fn metadata(service: &Service, name: &str, version: Option<&str>) -> Answer<Json<ModelMetadata>> {
-    let _admission = service.admit()?;
-    let (info, versions) = service.describe(name, version)?;
-    Ok(Json(ModelMetadata::new(&info, versions)))
+    Ok(run(&service, caller, &id, &headers, body).await?)
 }
 
 async fn run(
     service: &Service,
     caller: Caller,
-    name: &str,
-    version: Option<&str>,
+    id: &Id,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response> {
     let admission = service.admit()?;
     let header_length = header_length(headers)?;
-    let (body, mut held) = collect(service, headers, body, admission.deadline).await?;
+    let deadline = admission.deadline;
+    let (body, mut held) = collect(service, headers, body, deadline).await?;
     let mut request = busy(header_length.unwrap_or(body.len()), || {
-        oip::decode_request(body, header_length)
+        decode_request(body, header_length)
     })?;
-    let response = service
-        .infer(name, version, &mut request, caller, admission.deadline)
-        .await?;
-    let bytes = response
-        .outputs
-        .iter()
-        .map(|output| output.tensor.data().len());
-    let bytes: usize = bytes.sum();
-    let format_of = |output: &str| request.format_of(output);
-    let encoded = busy(bytes, || oip::encode_response(&response, format_of))?;
+    let version = id.version.as_deref();
+    let turn = Turn { caller, deadline };
+    let response = oip::infer(service, &id.name, version, &mut request, turn).await?;
+    let (size, coding) = (oip::size(&response), Coding::wanted(headers));
+    let encoded = busy(size, || {
+        let mut encoded = encode_response(&response, |output| request.format_of(output))?;
+        encoded.parts = coding.compress(encoded.parts);
+        Ok(encoded)
+    })?;
     service.grow_held(&mut held, encoded.len() as u64)?;
-    write(encoded, (admission, held))
+    write(encoded, coding, (admission, held))
 }
 
-/// Runs work on so many bytes; much of it not on the threads that serve connections.
-fn busy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    match bytes > BUSY_BYTES {
-        true => tokio::task::block_in_place(work),
-        false => work(),
+fn has_parameters(body: &[u8]) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Load {
+        #[serde(default)]
+        parameters: serde_json::Map<String, serde_json::Value>,
     }
+    if body.is_empty() {
+        return Ok(false);
+    }
+    let load: Load = serde_json::from_slice(body).map_err(|_| {
+        let fact = "the body is not an object with parameters";
+        Error::new(Code::InvalidRequest, fact)
+    })?;
+    Ok(!load.parameters.is_empty())
 }
-
-const BUSY_BYTES: usize = 1 << 20;
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
     let Some(value) = headers.get(HEADER_LENGTH) else {
@@ -153,10 +195,13 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
 }
 
 /// The answer holds what the request held until the caller has read it.
-fn write(encoded: oip::Encoded, held: impl Send + Unpin + 'static) -> Result<Response> {
+fn write(encoded: Encoded, coding: Coding, held: impl Send + Unpin + 'static) -> Result<Response> {
     let (length, header_length) = (encoded.len(), encoded.header_length);
     let mut response = Response::new(Parts::body(encoded.parts, held));
     let headers = response.headers_mut();
+    if let Some(name) = coding.name() {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
+    }
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     let content_type = match header_length {
         Some(header_length) => {

@@ -8,6 +8,7 @@ use axum::response::Response;
 use blindai_core::api::{REQUEST_ID, TRACEPARENT};
 use blindai_core::{Code, Error};
 
+use super::grpc::is_reply;
 use crate::telemetry::{self, Outcome, Port, Telemetry, TraceContext};
 
 const ID_BYTES: usize = 64;
@@ -32,7 +33,7 @@ pub async fn observe(State(observer): State<Observer>, request: Request, next: N
     let mut trace = observer.trace(&request);
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
-    if let Some(error) = &error {
+    if let Some(error) = error.as_ref().filter(|_| !is_reply(&response)) {
         write_error(&mut response, error, &id);
     }
     if let Ok(value) = HeaderValue::from_str(&id) {

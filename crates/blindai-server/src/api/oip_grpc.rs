@@ -1,0 +1,157 @@
+//! The Open Inference Protocol over gRPC, with the methods of Triton that its clients call.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::Response;
+use axum::routing::post;
+use blindai_core::oip::grpc::{self as messages, InferCall, ModelId, decode_model};
+use blindai_core::oip::{IndexEntry, InferResponse, ModelConfig, ModelMetadata};
+use blindai_core::{Code, Error, Result};
+use bytes::Bytes;
+
+use super::grpc::{Call, Method, refuse};
+use super::{busy, oip};
+use crate::service::{Service, Turn};
+
+macro_rules! path {
+    ($method:literal) => {
+        concat!("/inference.GRPCInferenceService/", $method)
+    };
+}
+
+/// The methods of `inference.GRPCInferenceService`.
+pub fn routes() -> Router<Arc<Service>> {
+    Router::new()
+        .route(path!("ServerLive"), post(server_live))
+        .route(path!("ServerReady"), post(server_ready))
+        .route(path!("ServerMetadata"), post(server_metadata))
+        .route(path!("ModelReady"), post(model_ready))
+        .route(path!("ModelMetadata"), post(model_metadata))
+        .route(path!("ModelInfer"), post(model_infer))
+        .route(path!("ModelStreamInfer"), post(model_stream_infer))
+        .route(path!("ModelConfig"), post(model_config))
+        .route(path!("ModelStatistics"), post(model_statistics))
+        .route(path!("RepositoryIndex"), post(repository_index))
+        .route(path!("RepositoryModelLoad"), post(load))
+        .route(path!("RepositoryModelUnload"), post(unload))
+        .route(path!("{method}"), post(unknown))
+}
+
+async fn server_live(call: Call) -> Response {
+    call.tell(|_, _| Ok(messages::encode_flag(true))).await
+}
+
+async fn server_ready(call: Call) -> Response {
+    call.tell(|service, _| Ok(messages::encode_flag(service.is_ready())))
+        .await
+}
+
+async fn server_metadata(call: Call) -> Response {
+    call.tell(|_, _| Ok(oip::server().to_protobuf())).await
+}
+
+/// A model that is not there is not ready; that is no error.
+async fn model_ready(call: Call) -> Response {
+    call.tell(|service, message| {
+        let ModelId { name, version } = decode_model(message)?;
+        let found = service.describe(&name, version.as_deref());
+        Ok(messages::encode_flag(found.is_ok()))
+    })
+    .await
+}
+
+async fn model_metadata(call: Call) -> Response {
+    call.tell(|service, message| {
+        let _admission = service.admit()?;
+        let ModelId { name, version } = decode_model(message)?;
+        let (info, versions) = service.describe(&name, version.as_deref())?;
+        Ok(ModelMetadata::new(&info, versions).to_protobuf())
+    })
+    .await
+}
+
+async fn model_config(call: Call) -> Response {
+    call.tell(|service, message| {
+        let _admission = service.admit()?;
+        let ModelId { name, version } = decode_model(message)?;
+        let (info, _) = service.describe(&name, version.as_deref())?;
+        Ok(ModelConfig::new(&info).to_protobuf())
+    })
+    .await
+}
+
+async fn model_statistics(call: Call) -> Response {
+    call.tell(|service, message| {
+        let _admission = service.admit()?;
+        let ModelId { name, version } = decode_model(message)?;
+        let name = Some(name.as_str()).filter(|name| !name.is_empty());
+        Ok(service.statistics(name, version.as_deref())?.to_protobuf())
+    })
+    .await
+}
+
+async fn repository_index(call: Call) -> Response {
+    call.tell(|service, _| Ok(IndexEntry::list_to_protobuf(&oip::index(service)?)))
+        .await
+}
+
+async fn load(call: Call) -> Response {
+    call.tell(|service, message| {
+        let (name, with_parameters) = messages::decode_load(message)?;
+        oip::load(service, &name, with_parameters).map(|()| Bytes::new())
+    })
+    .await
+}
+
+async fn unload(call: Call) -> Response {
+    call.tell(|_, _| oip::unload().map(|()| Bytes::new())).await
+}
+
+async fn unknown(_: Call) -> Response {
+    let fact = "the service has no such method";
+    refuse(Error::new(Code::RouteNotFound, fact))
+}
+
+async fn model_infer(call: Call) -> Response {
+    call.answer(Infer).await
+}
+
+async fn model_stream_infer(call: Call) -> Response {
+    call.stream(StreamInfer)
+}
+
+struct Infer;
+
+impl Method for Infer {
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+        let response = infer(service, message, turn).await?;
+        Ok(messages::encode_infer(&response))
+    }
+}
+
+struct StreamInfer;
+
+impl Method for StreamInfer {
+    /// An answer or an error: a request that cannot be answered does not end the stream.
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+        let id = messages::request_id(message.clone());
+        Ok(match infer(service, message, turn).await {
+            Ok(response) => messages::encode_stream_infer(&response),
+            Err(error) => vec![messages::encode_stream_error(&error, id.as_deref())],
+        })
+    }
+}
+
+async fn infer(service: &Service, message: Bytes, turn: Turn) -> Result<InferResponse> {
+    let limit = service.limits().body_bytes;
+    let call = busy(message.len(), || messages::decode_infer(message, limit))?;
+    let InferCall {
+        model,
+        mut request,
+        copied,
+    } = call;
+    let _held = service.reserve_body(copied)?;
+    let version = model.version.as_deref();
+    oip::infer(service, &model.name, version, &mut request, turn).await
+}
