@@ -19,7 +19,7 @@ use crate::config::{Config, EngineConfig, Limits, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
-use crate::{api, tls};
+use crate::{api, descriptors, tls};
 
 /// A server that has its keys, its evidence and its ports.
 pub struct Server {
@@ -71,13 +71,14 @@ impl Server {
             engine,
             identity.clone(),
         ));
+        let connections = descriptors::connections(&config.limits, 1);
         let port = |listener, resolver, router| -> Result<Port, StartError> {
             Ok(Port {
                 listener,
                 tls: tls::server_config(resolver)
                     .map_err(|error| StartError::new(StartKind::Config, error))?,
                 router,
-                connections: config.limits.connections,
+                connections,
                 patience: config.limits.request(),
             })
         };
