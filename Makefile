@@ -3,6 +3,7 @@
 #
 #   make demo    build, start a simulated server, verify it, transcribe speech, stop it
 #   make test    every test: Rust, Python, end to end
+#   make soak    attacks and faults at full length: minutes, not seconds
 #   make lint    formatting, lints, licences
 #   make bench   the speed of a request against the same model in process; PEERS=1 measures other
 #                servers too, which takes minutes to install
@@ -18,7 +19,7 @@ LIBRARY := libonnxruntime.so.1.28.0
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test lint bench bench-verify build setup python clean
+.PHONY: demo test soak lint bench bench-verify build setup python clean
 
 build: setup
 	cargo build --release --locked -p blindai-cli
@@ -38,6 +39,12 @@ test:
 	$(PYTHON) tools/models.py build
 	$(PYTHON) -m pytest python/tests
 	$(PYTHON) -m pytest tests
+
+# Release, because what is measured is what is served.
+soak: build
+	$(MAKE) --no-print-directory python PROFILE=release
+	BLINDAI_BIN=target/release/blindai BLINDAI_SOAK=1 BLINDAI_FAULT_SECONDS=60 \
+		$(PYTHON) -m pytest tests/test_overload.py tests/test_faults.py tests/test_hostile_models.py
 
 lint: setup
 	cargo fmt --all --check

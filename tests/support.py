@@ -66,9 +66,11 @@ class Server:
         assert self.process, "the server was not started"
         return self.process.pid
 
-    def start(self, *arguments: str) -> Server:
+    def start(self, *arguments: str, open_files: int | None = None) -> Server:
         """Start it, with `--simulation --config blindai.toml` unless told otherwise."""
         command = [str(binary()), "serve", *(arguments or self.arguments)]
+        if open_files:
+            command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
         with self.log_path.open("wb") as log:
             # A process group of its own, so that a signal to all of it spares the tests.
             self.process = subprocess.Popen(
@@ -184,7 +186,8 @@ class Http:
 
 def unverified_context() -> ssl.SSLContext:
     """TLS without any verification: for looking at the server from outside, and for abuse."""
-    context = ssl.create_default_context()
+    # Not the default one, which reads every authority of the system each time.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
@@ -193,6 +196,7 @@ def unverified_context() -> ssl.SSLContext:
 def tls_socket(port: int) -> ssl.SSLSocket:
     """A raw TLS connection, for clients that do not behave."""
     plain = socket.create_connection(("localhost", port), PATIENCE)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return unverified_context().wrap_socket(plain, server_hostname="localhost")
 
 
@@ -261,6 +265,12 @@ def descendants(pid: int) -> list[int]:
         found += children
         pending += children
     return found
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory a process holds, shared libraries included."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
+from bystander import Bystander
 from conftest import connect
 from onnx import TensorProto
 from support import Server, cpu_seconds, has_ended, reset, run_slowly, tls_socket, wait_for
@@ -57,36 +57,9 @@ def client(server: Server) -> Iterator[blindai.Client]:
 def bystander(server: Server) -> Iterator[Bystander]:
     """Somebody else, whose every request must be answered while all the others go wrong."""
     with connect(server) as own_client:
-        own_client.models.upload(graphs.add(["n"]), name="bystander")
         somebody = Bystander(own_client)
         yield somebody
         somebody.stop()
-
-
-class Bystander(threading.Thread):
-    """Adds numbers on the server, again and again."""
-
-    def __init__(self, client: blindai.Client):
-        super().__init__()
-        self.client = client
-        self.answered = 0
-        self.failures: list[str] = []
-        self.ended = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        ones = np.ones(100, np.float32)
-        while not self.ended.wait(0.02):
-            try:
-                answer = self.client.infer("bystander", {"a": ones, "b": ones})["y"]
-                assert (answer == 2).all()
-                self.answered += 1
-            except Exception as error:
-                self.failures.append(repr(error))
-
-    def stop(self) -> None:
-        self.ended.set()
-        self.join()
 
 
 @pytest.fixture(autouse=True)

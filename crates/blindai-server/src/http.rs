@@ -1,16 +1,14 @@
 //! Connections: accept, handshake, serve, drain. What is served comes as a router.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, StatusCode};
 use blindai_engine::Caller;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -20,33 +18,43 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::places::{self, Exchange, IDLE, Life, Place, Places};
+use crate::reader::Reader;
 use crate::telemetry::{Metered, PortCounters, Watched, watch};
 
 /// How long a stranger may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may stay without a request, and a request head take.
-const IDLE: Duration = Duration::from_secs(60);
-/// How often connections are looked at.
-const LOOK: Duration = Duration::from_secs(5);
-/// Bytes read from a connection at a time.
-const READ_BYTES: usize = 32 * 1024;
+/// Bytes that an HTTP/1 connection buffers each way, and of its request head. Who sends one request
+/// after the other and reads no answer fills this and no more.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS: u32 = 64;
-/// Bytes of an HTTP/2 request head.
+/// Bytes of an HTTP/2 request head, its continuations included; h2 derives from it how many frames a
+/// head may be spread over.
 const HEAD_BYTES: u32 = 32 * 1024;
+/// Bytes that an HTTP/2 peer may send ahead of what is read, for a request and for all of its
+/// connection: as much as fills a line of 80 Mbit/s over 100 ms.
+const WINDOW_BYTES: u32 = 1 << 20;
+/// Bytes of answers that an HTTP/2 stream takes from the service before the peer reads them.
+const SEND_BYTES: usize = 64 * 1024;
+/// An answer goes out in pieces of this size.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Requests that a peer may have taken back before they were looked at: rapid reset.
+const RESETS: usize = 32;
+/// Errors of a peer's own that are answered with a reset, over the life of its connection.
+const ERRORS: usize = 256;
 
 /// One port.
 pub struct Port {
     pub listener: TcpListener,
     pub tls: Arc<ServerConfig>,
     pub router: Router,
-    /// Connections at one time; further ones wait in the kernel.
+    /// Connections at one time; a further one takes the place of another.
     pub connections: usize,
     /// How long a peer may take to read an answer.
     pub patience: Duration,
@@ -55,29 +63,25 @@ pub struct Port {
 
 impl Port {
     /// Serves until `stop` turns true, then lets requests in progress end for as long as `drain`.
-    pub async fn serve(self, mut stop: watch::Receiver<bool>, drain: Duration) {
-        let acceptor = TlsAcceptor::from(self.tls);
-        let slots = Arc::new(Semaphore::new(self.connections));
+    pub async fn serve(self, mut stop: channel::Receiver<bool>, drain: Duration) {
+        let speaker = Arc::new(Speaker {
+            acceptor: TlsAcceptor::from(self.tls),
+            router: self.router,
+            patience: self.patience,
+            counters: self.counters,
+        });
+        let places = Places::new(self.connections);
         let graceful = GracefulShutdown::new();
         // Dropped at the end, which ends whatever did not end by itself.
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                accepted = accept(&self.listener, &slots) => accepted,
+                accepted = accept(&self.listener, &places) => accepted,
                 _ = stop.wait_for(|stop| *stop) => break,
             };
-            if let Some((stream, permit)) = accepted {
-                let (acceptor, router) = (acceptor.clone(), self.router.clone());
-                // Small answers must not wait for more.
-                let _ = stream.set_nodelay(true);
-                let stream = Metered::new(stream, self.counters.clone());
-                let watcher = graceful.watcher();
-                let patience = self.patience;
-                let connection = async move {
-                    serve_connection(stream, acceptor, router, watcher, patience).await;
-                    drop(permit);
-                };
-                connections.spawn(connection);
+            if let Some((stream, place)) = accepted {
+                let speaker = speaker.clone();
+                connections.spawn(speaker.serve(stream, place, graceful.watcher()));
                 while connections.try_join_next().is_some() {}
             }
         }
@@ -91,62 +95,71 @@ impl Port {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = slots.clone().acquire_owned().await.ok()?;
+async fn accept(listener: &TcpListener, places: &Arc<Places>) -> Option<(TcpStream, Place)> {
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, _)) => Some((stream, places.take().await)),
         Err(error) => {
             // Out of descriptors, most likely: accepting again at once would spin.
             tracing::warn!(%error, "a connection could not be accepted");
+            places.shed();
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }
     }
 }
 
-async fn serve_connection(
-    stream: Metered<TcpStream>,
+/// What all connections of a port share.
+struct Speaker {
     acceptor: TlsAcceptor,
     router: Router,
-    watcher: Watcher,
     patience: Duration,
-) {
-    let counters = stream.counters().clone();
-    // rustls reads 4 KiB at a time, which for a picture would be 150 system calls.
-    let stream = BufReader::with_capacity(READ_BYTES, stream);
-    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
-    let Ok(Ok(stream)) = handshake else {
-        counters.handshake_failed();
-        tracing::debug!("a TLS handshake failed");
-        return;
-    };
-    let life = Arc::new(Life::default());
-    let service = Tracked {
-        inner: TowerToHyperService::new(router),
-        life: life.clone(),
-        caller: Caller(CONNECTIONS.fetch_add(1, Ordering::Relaxed)),
-    };
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = TokioIo::new(stream);
-    let served = async {
-        // An error here is a peer that went away; what it was doing has ended with it.
-        let _ = match is_h2 {
-            true => watcher.watch(h2().serve_connection(io, service)).await,
-            false => watcher.watch(h1().serve_connection(io, service)).await,
+    counters: Arc<PortCounters>,
+}
+
+impl Speaker {
+    async fn serve(self: Arc<Self>, stream: TcpStream, place: Place, watcher: Watcher) {
+        let life = place.life.clone();
+        tokio::select! {
+            () = self.speak(stream, life.clone(), watcher) => {}
+            () = life.outlived(self.patience) => {
+                tracing::debug!("a connection was closed: its peer was waited for too long");
+            }
+        }
+        // The place is free when the stream is closed, and not before.
+        drop(place);
+    }
+
+    async fn speak(&self, stream: TcpStream, life: Arc<Life>, watcher: Watcher) {
+        // Small answers must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let stream = Reader::new(Metered::new(stream, self.counters.clone()));
+        let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
+        let Ok(Ok(stream)) = handshake else {
+            self.counters.handshake_failed();
+            tracing::debug!("a TLS handshake failed");
+            return;
         };
-    };
-    tokio::select! {
-        () = served => {}
-        () = life.outlived(patience) => tracing::debug!("a connection was closed: idle, or its peer does not read"),
+        let service = Tracked {
+            inner: TowerToHyperService::new(self.router.clone()),
+            life,
+        };
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let io = TokioIo::new(stream);
+        // An error here is a peer that went away; what it was doing has ended with it. Boxed, so that
+        // the many that are silent take no more room than their protocol needs.
+        let _ = match is_h2 {
+            true => Box::pin(watcher.watch(h2().serve_connection(io, service))).await,
+            false => Box::pin(watcher.watch(h1().serve_connection(io, service))).await,
+        };
     }
 }
 
 fn h1() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(IDLE);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(BUFFER_BYTES);
     builder
 }
 
@@ -156,134 +169,70 @@ fn h2() -> http2::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
-        .keep_alive_interval(IDLE);
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(SEND_BYTES)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(ERRORS)
+        .keep_alive_interval(IDLE)
+        .keep_alive_timeout(HANDSHAKE);
     builder
 }
-
-/// What a connection is doing. HTTP/1 and HTTP/2 have timeouts for heads only: without this, a peer
-/// that never speaks, or one that never reads its answers, would keep its place for ever.
-#[derive(Default)]
-struct Life(Mutex<Activity>);
-
-struct Activity {
-    requests: usize,
-    idle_since: Instant,
-    /// Answers on their way, by the time from which on they were ready.
-    answers: BTreeMap<u64, Instant>,
-    next: u64,
-}
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self {
-            requests: 0,
-            idle_since: Instant::now(),
-            answers: BTreeMap::new(),
-            next: 0,
-        }
-    }
-}
-
-impl Life {
-    /// Ends when nothing was asked for longer than [`IDLE`], or an answer was not read in
-    /// `patience`.
-    async fn outlived(&self, patience: Duration) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let activity = self.lock();
-            let idle = activity.requests == 0 && activity.idle_since.elapsed() > IDLE;
-            let oldest = activity.answers.values().next();
-            if idle || oldest.is_some_and(|ready| ready.elapsed() > patience) {
-                return;
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Activity> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A request of a connection, until its answer has been sent.
-struct Exchange {
-    life: Arc<Life>,
-    answer: Option<u64>,
-    _watched: Option<Watched>,
-}
-
-impl Exchange {
-    fn begin(life: Arc<Life>) -> Self {
-        life.lock().requests += 1;
-        Self {
-            life,
-            answer: None,
-            _watched: None,
-        }
-    }
-
-    fn answered(mut self, watched: Watched) -> Self {
-        self._watched = Some(watched);
-        let mut activity = self.life.lock();
-        activity.next += 1;
-        let id = activity.next;
-        activity.answers.insert(id, Instant::now());
-        drop(activity);
-        self.answer = Some(id);
-        self
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let mut activity = self.life.lock();
-        activity.requests -= 1;
-        activity.idle_since = Instant::now();
-        if let Some(id) = self.answer {
-            activity.answers.remove(&id);
-        }
-    }
-}
-
-/// Connections so far. Each is a caller of its own, for who takes turns and who meets whom in a batch.
-static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 struct Tracked {
     inner: TowerToHyperService<Router>,
     life: Arc<Life>,
-    caller: Caller,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Tracked {
-    type Response = Response<TrackedBody>;
+    type Response = Response<Outgoing>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.caller);
-        let exchange = Exchange::begin(self.life.clone());
-        let answer = self.inner.call(request);
+        // For who takes turns, and who meets whom in a batch.
+        request.extensions_mut().insert(Caller(self.life.id()));
+        let has_body = !http_body::Body::is_end_stream(request.body());
+        let exchange = Exchange::begin(&self.life, has_body);
+        let progress = exchange.incoming();
+        let answer = self
+            .inner
+            .call(request.map(|body| Received { body, progress }));
         Box::pin(async move {
             let (answer, watched) = watch(answer).await;
-            let _exchange = exchange.answered(watched);
-            Ok(answer?.map(|body| TrackedBody { body, _exchange }))
+            let answer = answer?;
+            if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+                exchange.refused();
+            }
+            exchange.answered();
+            Ok(answer.map(|body| Outgoing::new(body, exchange, watched)))
         })
     }
 }
 
-struct TrackedBody {
-    body: Body,
-    _exchange: Exchange,
+/// A request's body, whose sender may be too slow.
+struct Received {
+    body: Incoming,
+    progress: places::Incoming,
 }
 
-impl http_body::Body for TrackedBody {
+impl http_body::Body for Received {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = hyper::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.progress.received(bytes);
+            }
+            _ => self.progress.ended(),
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -292,5 +241,77 @@ impl http_body::Body for TrackedBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// An answer, whose reader may be too slow.
+///
+/// It goes out piece by piece. HTTP/1 takes a part of any size and lets go of the body with it, so that
+/// what the service reserved for an answer would be free again before the peer has read of it.
+struct Outgoing {
+    body: Body,
+    rest: Bytes,
+    exchange: Exchange,
+    /// Tells how the request went when it is dropped.
+    _watched: Watched,
+}
+
+impl Outgoing {
+    fn new(body: Body, exchange: Exchange, watched: Watched) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            exchange,
+            _watched: watched,
+        }
+    }
+
+    fn piece(&mut self) -> Bytes {
+        let piece = match self.rest.len() <= PIECE_BYTES {
+            // A copy, or the last piece would keep all that came before it in memory.
+            true => Bytes::copy_from_slice(&std::mem::take(&mut self.rest)),
+            false => self.rest.split_to(PIECE_BYTES),
+        };
+        self.exchange.sent(piece.len());
+        piece
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.len() > PIECE_BYTES => self.rest = data,
+                    Ok(data) => {
+                        self.exchange.sent(data.len());
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(self.piece()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower().saturating_add(rest));
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint
     }
 }

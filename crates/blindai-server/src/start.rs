@@ -20,7 +20,7 @@ use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
 use crate::telemetry::{Endpoint, Exporter, PortCounters, Telemetry, Traces};
-use crate::{api, tls};
+use crate::{api, descriptors, tls};
 
 /// A server that has its keys, its evidence and its ports.
 pub struct Server {
@@ -78,6 +78,7 @@ impl Server {
             identity.clone(),
             telemetry.clone(),
         ));
+        let connections = descriptors::connections(&config.limits, config.engine.workers);
         let port = |listener,
                     resolver,
                     router,
@@ -88,7 +89,7 @@ impl Server {
                 tls: tls::server_config(resolver)
                     .map_err(|error| StartError::new(StartKind::Config, error))?,
                 router,
-                connections: config.limits.connections,
+                connections,
                 patience: config.limits.request(),
                 counters: counters.clone(),
             })

@@ -57,11 +57,6 @@ impl<S> Metered<S> {
         Self { stream, counters }
     }
 
-    /// Where they are counted.
-    pub fn counters(&self) -> &Arc<PortCounters> {
-        &self.counters
-    }
-
     fn sent(&self, written: io::Result<usize>) -> Poll<io::Result<usize>> {
         if let Ok(bytes) = written {
             let sent = &self.counters.sent_bytes;
