@@ -159,6 +159,16 @@ macro_rules! codes {
                 match self { $(Code::$name => $remedy,)* }
             }
 
+            /// When to try again, in seconds, where waiting is all that it takes.
+            pub fn retry_after_seconds(self) -> Option<u64> {
+                match self {
+                    Code::TooManyRequests => Some(1),
+                    // Another server may be in its place by then.
+                    Code::NotReady => Some(3),
+                    _ => None,
+                }
+            }
+
             /// The code with this text.
             pub fn parse(text: &str) -> Option<Self> {
                 match text { $($text => Some(Code::$name),)* _ => None }

@@ -82,8 +82,19 @@ fn serve() -> io::Result<()> {
         return Ok(());
     };
     while let Some(run) = receive_run(&control, &mut message)? {
+        let id = run.id;
         let result = current.run(model, &run, &inputs, &outputs);
-        send(&control, &Ran { id: run.id, result })?;
+        let ran = Ran { id, result };
+        // Shapes of very many dimensions do not fit a message.
+        if let Err(error) = send(&control, &ran) {
+            match error.kind() {
+                io::ErrorKind::InvalidData => {
+                    let result = Err(Failure::OutputsTooLarge);
+                    send(&control, &Ran { id, result })?;
+                }
+                _ => return Err(error),
+            }
+        }
     }
     Ok(())
 }

@@ -349,6 +349,17 @@ async fn memory_is_limited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_output_of_absurdly_many_dimensions_is_refused() {
+    let model = load("fill_out").await;
+    let worker = pid(&model);
+    let shape = |dims: usize| vec![i64s("shape", &[dims], &vec![1; dims])];
+    let error = run(&model, shape(100_000)).await.unwrap_err();
+    assert_eq!(error.code(), Code::ModelMemory, "{error}");
+    run(&model, shape(3)).await.unwrap();
+    assert_eq!(pid(&model), worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_queue_and_the_queue_ends() {
     let options = EngineOptions {
         queue: 2,

@@ -81,7 +81,8 @@ impl Port {
             };
             if let Some((stream, place)) = accepted {
                 let speaker = speaker.clone();
-                connections.spawn(speaker.serve(stream, place, graceful.watcher()));
+                let stop = stop.clone();
+                connections.spawn(speaker.serve(stream, place, graceful.watcher(), stop));
                 while connections.try_join_next().is_some() {}
             }
         }
@@ -117,10 +118,16 @@ struct Speaker {
 }
 
 impl Speaker {
-    async fn serve(self: Arc<Self>, stream: TcpStream, place: Place, watcher: Watcher) {
+    async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        place: Place,
+        watcher: Watcher,
+        stop: channel::Receiver<bool>,
+    ) {
         let life = place.life.clone();
         tokio::select! {
-            () = self.speak(stream, life.clone(), watcher) => {}
+            () = self.speak(stream, life.clone(), watcher, stop) => {}
             () = life.outlived(self.patience) => {
                 tracing::debug!("a connection was closed: its peer was waited for too long");
             }
@@ -129,11 +136,22 @@ impl Speaker {
         drop(place);
     }
 
-    async fn speak(&self, stream: TcpStream, life: Arc<Life>, watcher: Watcher) {
+    async fn speak(
+        &self,
+        stream: TcpStream,
+        life: Arc<Life>,
+        watcher: Watcher,
+        mut stop: channel::Receiver<bool>,
+    ) {
         // Small answers must not wait for more.
         let _ = stream.set_nodelay(true);
         let stream = Reader::new(Metered::new(stream, self.counters.clone()));
-        let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
+        let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream));
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            // Who has asked for nothing yet does not hold up the end.
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
         let Ok(Ok(stream)) = handshake else {
             self.counters.handshake_failed();
             tracing::debug!("a TLS handshake failed");

@@ -116,7 +116,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reader<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

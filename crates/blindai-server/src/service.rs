@@ -111,16 +111,25 @@ impl Service {
         self.admit_to(&self.uploads, "limits.concurrent_uploads", limit)
     }
 
-    /// Reserves room for a request body.
+    /// Checks that a body is not larger than any may be.
     ///
     /// # Errors
-    /// [`Code::BodyTooLarge`], [`Code::TooManyRequests`] when other bodies fill the room.
-    pub fn reserve_body(&self, bytes: u64) -> Result<Reservation> {
+    /// [`Code::BodyTooLarge`]
+    pub fn check_body(&self, bytes: u64) -> Result<()> {
         let limit = self.limits.body_bytes;
         if bytes > limit {
             let fact = format!("the body has {bytes} bytes, limits.body_bytes is {limit}");
             return Err(Error::new(Code::BodyTooLarge, fact));
         }
+        Ok(())
+    }
+
+    /// Reserves room for a request body.
+    ///
+    /// # Errors
+    /// [`Code::BodyTooLarge`], [`Code::TooManyRequests`] when other bodies fill the room.
+    pub fn reserve_body(&self, bytes: u64) -> Result<Reservation> {
+        self.check_body(bytes)?;
         self.bodies.reserve(bytes).ok_or_else(|| self.bodies_full())
     }
 

@@ -210,7 +210,7 @@ mod tests {
             Tensor::new(DType::U8, vec![1], vec![9].into()).unwrap(),
         );
         let kept = complete(&signature, vec![given.clone()], &[], 0).unwrap();
-        assert_eq!(kept, [given.clone()]);
+        assert_eq!(kept, std::slice::from_ref(&given));
         let stray = ["x=1".parse().unwrap()];
         assert!(complete(&signature, vec![given], &stray, 0).is_err());
     }

@@ -174,11 +174,15 @@ pub struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
+    /// Room for a body, of which little is taken before it comes: who only announces much must not
+    /// keep others out.
     fn new(service: &'a Service, announced: u64) -> Result<Self> {
-        let reservation = service.reserve_body(announced)?;
+        service.check_body(announced)?;
+        let first = announced.min(STEP_BYTES);
+        let reservation = service.reserve_body(first)?;
         Ok(Self {
             service,
-            bytes: Vec::with_capacity(announced as usize),
+            bytes: Vec::with_capacity(first as usize),
             reservation,
             refused: None,
         })
@@ -213,7 +217,9 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Room for a body of unknown length, to begin with.
+/// Room for a body of known length, to begin with.
+const STEP_BYTES: u64 = 1 << 20;
+/// The same for one of unknown length.
 const FIRST_BYTES: usize = 4096;
 
 impl Write for Held<'_> {

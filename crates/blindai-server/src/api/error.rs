@@ -15,9 +15,9 @@ impl From<Error> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = status(self.0.code()).into_response();
-        if self.0.kind() == Kind::Overloaded || self.0.kind() == Kind::Unavailable {
+        if let Some(seconds) = self.0.code().retry_after_seconds() {
             let headers = response.headers_mut();
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response.extensions_mut().insert(self.0);
         response

@@ -344,8 +344,8 @@ fn trailers(error: Option<&Error>) -> HeaderMap {
         trailers.insert(MESSAGE, message);
     }
     trailers.insert(CODE, HeaderValue::from_static(error.code().as_str()));
-    if matches!(error.kind(), Kind::Overloaded | Kind::Unavailable) {
-        trailers.insert(PUSHBACK, HeaderValue::from_static("1000"));
+    if let Some(seconds) = error.code().retry_after_seconds() {
+        trailers.insert(PUSHBACK, HeaderValue::from(seconds * 1000));
     }
     trailers
 }
