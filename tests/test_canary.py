@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import graphs
+import grpc
 import numpy as np
 import pytest
+import triton
 from collector import Collector, collecting
 from conftest import connect
 from onnx import TensorProto, helper
@@ -84,6 +86,7 @@ def test_no_mark_is_found_anywhere(server: Server, collector: Collector):
     with connect(server) as client:
         send_models(client)
         send_tensors(client, server)
+        send_calls(client, server)
         crash_workers(client, server)
         for port in (server.port, server.public_port):
             send_http(port)
@@ -199,6 +202,35 @@ def send_tensors(client: blindai.Client, server: Server) -> None:
         assert http.get("/v1/models", x_request_id=ID).status == 200
 
 
+def send_calls(client: blindai.Client, server: Server) -> None:
+    """The same over gRPC, with methods and metadata that nobody knows."""
+    oip = triton.connect(triton.tritonclient.grpc, server, client)
+    headers = {MARK: MARK, "x-request-id": ID, "user-agent": MARK}
+    words = oip.inputs(**{f"{MARK}-in": np.array([MARK] * 3, object)})
+    answer = oip.infer(f"{MARK}-echo", words, request_id=MARK, headers=headers)
+    assert answer.as_numpy(f"{MARK}-out").tolist() == [MARK.encode()] * 3
+    floats = oip.inputs(**{f"{MARK}-in": np.ones(3, np.float32)})
+    oip.refused(oip.infer, f"{MARK}-echo", floats, headers=headers)
+    oip.refused(oip.infer, f"{MARK}-echo", words, outputs=oip.outputs(MARK))
+    oip.refused(oip.infer, f"{MARK}-echo", words, parameters={MARK: MARK, "sequence_id": 7})
+    oip.refused(oip.infer, f"{MARK}-absent", words, model_version=MARK)
+    numbers = oip.inputs(a=LEAST, b=MINUS_ONE)
+    oip.refused(oip.infer, f"{MARK}-division", numbers)
+    oip.get_model_config(f"{MARK}-echo")
+    oip.get_inference_statistics(f"{MARK}-echo")
+    oip.get_model_repository_index()
+    oip.refused(oip.load_model, MARK)
+    oip.refused(oip.unload_model, f"{MARK}-echo")
+    with triton.channel_to(server, client) as channel:
+        for method in (f"/{MARK}/{MARK}", f"/inference.GRPCInferenceService/{MARK}"):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(method)(MARK.encode(), metadata=[(MARK, MARK)])
+        with pytest.raises(grpc.RpcError):
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            infer(b"\x0a\xff" + MARK.encode())
+    oip.close()
+
+
 def crash_workers(client: blindai.Client, server: Server) -> None:
     """One by its input, then all from outside; both restart."""
     with pytest.raises(blindai.ModelError):
@@ -227,6 +259,10 @@ PATHS = [
     f"/v2/models/{MARK}/ready",
     f"/v2/models/{MARK}/infer",
     f"/v2/models/{MARK}/versions/{MARK}/infer",
+    f"/v2/models/{MARK}/config",
+    f"/v2/models/{MARK}/stats",
+    f"/v2/repository/models/{MARK}/load",
+    f"/v2/repository/index?{MARK}",
 ]
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", MARK.upper()]
 HEADERS = {

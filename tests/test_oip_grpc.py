@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import triton
 from conftest import connect
-from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf import descriptor_pb2
 from onnx import TensorProto
-from support import ROOT, Server, attested_certificate, peak_kib, run_slowly
+from support import ROOT, Server, peak_kib, run_slowly
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 import blindai
@@ -36,16 +35,9 @@ def oip(server: Server, client: blindai.Client) -> Iterator[triton.Client]:
     oip.close()
 
 
-def channel_to(server: Server, client: blindai.Client) -> grpc.Channel:
-    root = attested_certificate(server, client).public_bytes(Encoding.PEM)
-    # A channel of its own, not one that others have open already.
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    return grpc.secure_channel(server.address, grpc.ssl_channel_credentials(root), options)
-
-
 @pytest.fixture(scope="module")
 def channel(server: Server, client: blindai.Client) -> Iterator[grpc.Channel]:
-    with channel_to(server, client) as channel:
+    with triton.channel_to(server, client) as channel:
         yield channel
 
 
@@ -55,7 +47,7 @@ def strict(tmp_path_factory) -> Iterator[tuple[Server, blindai.Client, grpc.Chan
     with (
         Server(tmp_path_factory.mktemp("strict"), limits=LIMITS) as server,
         connect(server) as client,
-        channel_to(server, client) as channel,
+        triton.channel_to(server, client) as channel,
     ):
         client.models.upload(graphs.identity(), name="same")
         client.models.upload(graphs.loop(), name="slow")

@@ -18,7 +18,10 @@ from typing import Any
 import graphs
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 from support import PATIENCE, Answer, Server, binary, cpu_seconds, free_ports, wait_for
+from tritonclient.utils import InferenceServerException
 
 SECRET = "kept-to-itself"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -105,6 +108,27 @@ def add(proxy: Proxy) -> Iterator[str]:
     assert proxy.request("PUT", f"/v1/models/{name}", graphs.add(["n"])).status in (200, 201)
     yield name
     assert proxy.request("DELETE", f"/v1/models/{name}").status == 200
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_clients_of_the_protocol_work_through_it(proxy: Proxy, add: str, module):
+    with module.InferenceServerClient(f"127.0.0.1:{proxy.port}") as oip:
+        assert oip.is_server_ready()
+        assert oip.is_model_ready(add)
+        inputs = []
+        for name, values in (("a", [1, 2, 3]), ("b", [10, 20, 30])):
+            inputs.append(module.InferInput(name, [3], "FP32"))
+            inputs[-1].set_data_from_numpy(np.array(values, np.float32))
+        answer = oip.infer(add, inputs)
+        (output,) = [o["name"] for o in oip_metadata(oip, module, add)["outputs"]]
+        assert answer.as_numpy(output).tolist() == [11, 22, 33]
+        with pytest.raises(InferenceServerException, match="model-not-found"):
+            oip.infer("absent", inputs)
+
+
+def oip_metadata(oip, module, name: str) -> dict:
+    as_json = {"as_json": True} if module is tritonclient.grpc else {}
+    return oip.get_model_metadata(name, **as_json)
 
 
 def vector(name: str, *values: float) -> dict:

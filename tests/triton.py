@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc
 import tritonclient.grpc.aio
@@ -17,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from support import PATIENCE, Server, attested_certificate
 from tritonclient.utils import InferenceServerException
+
+import blindai
 
 
 class Client:
@@ -87,3 +90,11 @@ def connect(module: ModuleType, server: Server, client) -> Client:
 
 def run(coroutine) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+
+
+def channel_to(server: Server, client: blindai.Client) -> grpc.Channel:
+    """A channel of gRPC itself, for what the clients cannot say."""
+    root = attested_certificate(server, client).public_bytes(Encoding.PEM)
+    # A channel of its own, not one that others have open already.
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    return grpc.secure_channel(server.address, grpc.ssl_channel_credentials(root), options)

@@ -182,6 +182,12 @@ def rows():
     save("fewer_rows", [helper.make_node("Unique", ["x"], ["y"])], [x], [y])
 
 
+def ranks():
+    # As many dimensions as the input has elements.
+    node = helper.make_node("ConstantOfShape", ["shape"], ["y"])
+    save("any_rank", [node], [tensor("shape", I64, ["rank"])], [tensor("y", F32, None)])
+
+
 if __name__ == "__main__":
     identities()
     arithmetic()
@@ -190,3 +196,4 @@ if __name__ == "__main__":
     external()
     unsupported()
     rows()
+    ranks()
