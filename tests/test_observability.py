@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -181,8 +182,15 @@ def test_a_queue_is_seen(server: Server, client: blindai.Client, model: str):
                 http.request("POST", f"/v2/models/{model}/infer", {"inputs": [rounds]})
             metrics = metrics_with(server, "blindai_inference_waiting", 1, model=slot)
             assert metrics.sum("blindai_inference_running", model=slot) == 1
-        for pid in server.workers():
-            os.kill(pid, 9)
+
+        def killed() -> bool:
+            """A request whose worker was killed is computed once more."""
+            for pid in server.workers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            return first.done()
+
+        wait_for(killed, "the request to end")
         with pytest.raises(blindai.ModelError):
             first.result()
     metrics_with(server, "blindai_inference_waiting", 0, model=slot)

@@ -15,7 +15,7 @@ use crate::nowhere::Nowhere;
 use crate::process::Worker;
 use crate::protocol::Failure;
 use crate::queue::{Pushed, Queue};
-use crate::{Barriers, Caller, EngineOptions, ModelFile, batch, runtime};
+use crate::{Barriers, Caller, EngineOptions, Isolation, ModelFile, batch, runtime};
 
 /// Loads models. Cheap to share; needs a Tokio runtime with I/O and time.
 pub struct Engine {
@@ -48,9 +48,13 @@ impl Engine {
     /// [`Code::Internal`] when it is less, or no worker can be started.
     pub async fn barriers(&self) -> Result<Barriers> {
         let context = &self.context;
-        let barriers = Worker::probe(&context.options, &context.nowhere).await?;
-        barriers.require(context.options.isolation)?;
-        Ok(barriers)
+        let isolation = context.options.isolation;
+        match Worker::probe(&context.options, &context.nowhere).await {
+            Ok(barriers) => barriers.require(isolation).map(|()| barriers),
+            // Nothing is asked for, so nothing has to be found.
+            Err(_) if isolation == Isolation::Process => Ok(Barriers::default()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Starts the workers of the model and waits until they can run.

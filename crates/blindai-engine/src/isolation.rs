@@ -21,7 +21,7 @@ pub enum Isolation {
 }
 
 /// What the kernel gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Barriers {
     /// System calls are filtered (seccomp).
     pub filtered: bool,

@@ -74,9 +74,10 @@ fn config(folder: &Path, source: &Path) -> Config {
         },
         PathBuf::from,
     );
+    // This program cannot become a worker, and loads no model.
     let text = format!(
         "[listen]\nattested = '127.0.0.1:0'\npublic = '127.0.0.1:0'\n[tls]\nfolder = {:?}\n\
-         [engine]\nonnxruntime = {library:?}\n[collateral]\nsource = {source:?}\nrefresh_seconds = 1\n",
+         [engine]\nonnxruntime = {library:?}\nisolation = 'process'\n[collateral]\nsource = {source:?}\nrefresh_seconds = 1\n",
         folder.join("tls")
     );
     Config::from_toml(&text).unwrap()

@@ -1,7 +1,7 @@
 //! What Triton says of models beyond the protocol: configuration, statistics, the index of the
 //! repository. As JSON and as Protocol Buffers.
 
-use std::time::Duration;
+use core::time::Duration;
 
 use bytes::Bytes;
 use serde::{Serialize, Serializer};

@@ -1,7 +1,7 @@
 //! The parameters of requests, inputs and outputs: one meaning for both spellings.
 
+use core::time::Duration;
 use std::fmt;
-use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
