@@ -52,9 +52,17 @@ def test_every_setting_is_documented_with_its_default() -> None:
     documented = set(
         re.findall(r"^\| `([a-z_.]+)`", (ROOT / "docs/configuration.md").read_text(), re.M)
     )
-    keys = set()
-    for section, body in re.findall(r'section\("(\w+)", \|s\| (.*?)\}\)', source, re.S):
-        keys |= {f"{section}.{key}" for key in re.findall(r's\.\w+\(\s*"(\w+)"', body)}
+    read = source[source.index("fn read(root") : source.index("fn contradictions")]
+    keys, sections = set(), []
+    # A section opens, a key is read, a section ends.
+    tokens = r'\w+\.section\(\s*"(\w+)",\s*\|s\||\bs\.\w+\(\s*"(\w+)"|(\}\))'
+    for section, key, end in re.findall(tokens, read):
+        if section:
+            sections.append(section)
+        elif end:
+            sections.pop()
+        else:
+            keys.add(".".join([*sections, key]))
     limits = source[source.index("impl Limits") : source.index("impl Default for Config")]
     keys |= {f"limits.{key}" for key in re.findall(r's\.\w+\(\s*"(\w+)"', limits)}
     assert len(keys) > 20

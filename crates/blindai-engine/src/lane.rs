@@ -169,6 +169,7 @@ impl Lane {
     /// What to tell the callers, and whether the request had no part in it: then it may be tried
     /// again, once, since an input that kills workers must not go round for ever.
     async fn told(&mut self, trouble: Trouble) -> (Error, bool) {
+        let idle = matches!(trouble, Trouble::Gone);
         if let Trouble::Refused(error) = trouble {
             return (error, false);
         }
@@ -176,11 +177,12 @@ impl Lane {
             Some(worker) => worker.end().await,
             None => Ended::default(),
         };
-        if !ended.was_killed() {
+        let blameless = idle || ended.was_killed();
+        if !blameless {
             self.shared.crashes.fetch_add(1, Ordering::Relaxed);
         }
         let fact = format!("the worker died of this request ({ended})");
-        (Error::new(Code::WorkerCrashed, fact), ended.was_killed())
+        (Error::new(Code::WorkerCrashed, fact), blameless)
     }
 
     /// Has the worker forget the last requests; replaces it when it is gone.

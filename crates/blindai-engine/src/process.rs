@@ -30,6 +30,8 @@ use crate::{Barriers, EngineOptions, ModelFile};
 pub(crate) enum Trouble {
     /// The request, or the model on it.
     Refused(Error),
+    /// The worker was gone before it got the request.
+    Gone,
     /// The worker is gone, or no longer speaks the protocol.
     Lost,
     /// Nobody waits any more.
@@ -118,7 +120,7 @@ impl Worker {
         })?;
         let sent = rustix::net::send(&self.control, &message, SendFlags::NOSIGNAL);
         if sent != Ok(message.len()) {
-            return Err(Trouble::Lost);
+            return Err(Trouble::Gone);
         }
         self.in_flight = Some(self.requests);
         Ok(())

@@ -169,6 +169,8 @@ const MOST: usize = 1032;
 pub struct Held<'a> {
     service: &'a Service,
     bytes: Vec<u8>,
+    /// As many as the sender announced, or 0.
+    announced: u64,
     reservation: Reservation,
     refused: Option<Error>,
 }
@@ -183,6 +185,7 @@ impl<'a> Held<'a> {
         Ok(Self {
             service,
             bytes: Vec::with_capacity(first as usize),
+            announced,
             reservation,
             refused: None,
         })
@@ -203,8 +206,12 @@ impl<'a> Held<'a> {
     }
 
     fn make_room(&mut self, length: usize, limit: u64) -> Result<()> {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let capacity = (2 * length).clamp(FIRST_BYTES, limit.max(FIRST_BYTES));
+        let most = match self.announced {
+            0 => limit.max(FIRST_BYTES as u64),
+            announced => announced.max(length as u64),
+        };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let capacity = (2 * length).max(FIRST_BYTES).min(most);
         let more = capacity - self.bytes.capacity();
         self.service.grow_held(&mut self.reservation, more as u64)?;
         self.bytes.reserve_exact(capacity - self.bytes.len());
