@@ -68,7 +68,11 @@ TARGETS = {
 }
 
 # Further sections of the server's configuration, for trying things out.
-CONFIG: dict[str, dict[str, object]] = {"engine": {"threads": THREADS}}
+CONFIG: dict[str, dict[str, object]] = {
+    "engine": {"threads": THREADS},
+    # As a server for many callers of one model would have it: what waits is computed together.
+    "engine.batching": {"max_rows": 80, "strict": False},
+}
 CLIENTS = 16
 # The sizes of a batch that are tried in process, as multiples of one request.
 BATCHES = (1, 2, 4, 8, 16)
