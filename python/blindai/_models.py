@@ -53,6 +53,7 @@ class Model:
     Attributes:
         digest: ``sha256:`` and 64 hexadecimal digits: the identity of the model file.
         size_bytes: the size of the model file.
+        engine: what runs it: ``onnxruntime`` or ``tract``.
         uploaded_at: when the upload was complete, UTC.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
@@ -63,6 +64,7 @@ class Model:
     digest: str
     size_bytes: int
     signature: Signature
+    engine: str
     uploaded_at: datetime
     metrics_slot: int | None = None
 
@@ -75,6 +77,7 @@ class Model:
             digest=info["digest"],
             size_bytes=info["size_bytes"],
             signature=Signature(_specs(signature["inputs"]), _specs(signature["outputs"])),
+            engine=info["engine"],
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
             metrics_slot=info.get("metrics_slot"),
         )

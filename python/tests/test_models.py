@@ -25,6 +25,7 @@ def model(
         "version": "1",
         "digest": "sha256:" + "0" * 64,
         "size_bytes": 5,
+        "engine": "tract",
         "uploaded_at": 60,
         "signature": {
             "inputs": [spec] * inputs,
@@ -39,6 +40,7 @@ def test_a_model_reads_like_its_signature() -> None:
     [spec] = held.signature.inputs
     assert (spec.name, spec.dtype, spec.shape) == ("x", "FP32", ("batch", 3, None))
     assert held.signature.outputs[0].shape is None
+    assert held.engine == "tract"
     assert held.uploaded_at == datetime(1970, 1, 1, 0, 1, tzinfo=timezone.utc)
     assert held.metrics_slot is None
 

@@ -27,6 +27,7 @@ pub fn start(log: &Log) {
 pub struct Announcement<'a> {
     pub attested: SocketAddr,
     pub public: SocketAddr,
+    pub engine: &'a str,
     pub evidence: &'a str,
     pub workers: Barriers,
     pub configuration: Digest,
@@ -72,6 +73,7 @@ fn announce_text(it: &Announcement<'_>) {
     eprintln!("blindai {}", env!("CARGO_PKG_VERSION"));
     eprintln!("  attested port  {}  all data and models", it.attested);
     eprintln!("  public port    {}  evidence and health", it.public);
+    eprintln!("  engine         {}", it.engine);
     eprintln!("  evidence       {}", it.evidence);
     eprintln!("  workers        {}", it.workers);
     eprintln!("  configuration  {}", it.configuration);
@@ -85,6 +87,7 @@ fn announce_event(it: &Announcement<'_>) {
         version = env!("CARGO_PKG_VERSION"),
         attested = %it.attested,
         public = %it.public,
+        engine = it.engine,
         evidence = it.evidence,
         workers = %it.workers,
         configuration = %it.configuration,

@@ -107,11 +107,12 @@ pub fn model(model: &ModelInfo) -> String {
         format!("model=\"{slot}\" in the metrics\n")
     });
     let head = format!(
-        "{} version {}\n{}, {}\n{slot}",
+        "{} version {}\n{}, {}, on {}\n{slot}",
         model.name,
         model.version,
         model.digest,
         indicatif::HumanBytes(model.size_bytes),
+        model.engine,
     );
     head + &signature(&model.signature).to_string()
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use blindai_core::Tee;
+use blindai_core::{EngineKind, Tee};
 use blindai_server::{Config, Server, StartKind};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,12 +103,27 @@ fn announce(config: &Config, server: &Server) {
         &log::Announcement {
             attested,
             public,
+            engine: &engines(config),
             evidence: server.description(),
             workers: server.barriers(),
             configuration: config.digest(),
             simulated: config.tee.simulation.is_some(),
         },
     );
+}
+
+/// What runs the models, and whether any C++ may.
+fn engines(config: &Config) -> String {
+    let engine = &config.engine;
+    let others = match engine.overrides.len() {
+        0 => String::new(),
+        count => format!(", with {count} overrides"),
+    };
+    let library = match engine.uses(EngineKind::OnnxRuntime) {
+        true => "",
+        false => "; ONNX Runtime is not loaded",
+    };
+    format!("{}{others}{library}", engine.kind)
 }
 
 fn read_config(arguments: &Arguments) -> Result<Config, String> {

@@ -194,6 +194,7 @@ mod tests {
             digest,
             size_bytes: 1,
             signature: blindai_core::Signature::default(),
+            engine: blindai_core::EngineKind::OnnxRuntime,
             uploaded_at: 0,
             metrics_slot: None,
         }

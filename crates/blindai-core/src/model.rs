@@ -228,6 +228,33 @@ fn names(specs: &[TensorSpec]) -> String {
     names.join(", ")
 }
 
+/// What runs a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// ONNX Runtime: C++, the fastest, and takes nearly everything.
+    #[default]
+    OnnxRuntime,
+    /// tract: Rust, the smallest trusted base.
+    Tract,
+}
+
+impl EngineKind {
+    /// Its name: `onnxruntime` or `tract`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EngineKind::OnnxRuntime => "onnxruntime",
+            EngineKind::Tract => "tract",
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What the server says of a model it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
@@ -237,6 +264,8 @@ pub struct ModelInfo {
     pub digest: Digest,
     pub size_bytes: u64,
     pub signature: Signature,
+    /// What runs it.
+    pub engine: EngineKind,
     /// When the upload was complete, in seconds since 1970.
     pub uploaded_at: u64,
     /// The number under which the server's metrics count this model, `model="3"`, so that they need

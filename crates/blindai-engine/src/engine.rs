@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use blindai_core::{Code, Error, NamedTensor, Result, Signature};
+use blindai_core::{Code, EngineKind, Error, NamedTensor, Result, Signature};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -23,16 +23,21 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Checks the ONNX Runtime library and keeps it in sealed memory.
+    /// Checks the ONNX Runtime library and keeps it in sealed memory, if the options name one.
     ///
     /// # Errors
-    /// [`Code::Internal`] when the library is missing or another build, or an option cannot be.
+    /// [`Code::Internal`] when the library is missing or another build, this program was built without
+    /// tract and the options choose it, or an option cannot be.
     pub fn new(options: EngineOptions) -> Result<Self> {
         if options.threads == 0 || options.input_bytes == 0 || options.output_bytes == 0 {
             let fact = "threads, input_bytes and output_bytes must be at least 1";
             return Err(Error::new(Code::Internal, fact));
         }
-        let library = runtime::load(&options.onnxruntime)?;
+        if options.kind == EngineKind::Tract && !TRACT {
+            return Err(no_tract());
+        }
+        let library = options.onnxruntime.as_deref().map(runtime::load);
+        let library = library.transpose()?;
         let nowhere = Nowhere::new().map_err(no_folder)?;
         let context = Arc::new(Context {
             options,
@@ -57,14 +62,22 @@ impl Engine {
         }
     }
 
-    /// Starts the workers of the model and waits until they can run.
+    /// Starts the workers of the model and waits until they can run, on the engine of the options.
+    ///
+    /// # Errors
+    /// As [`Engine::load_on`].
+    pub async fn load(&self, file: Arc<ModelFile>) -> Result<LoadedModel> {
+        self.load_on(self.context.options.kind, file).await
+    }
+
+    /// As [`Engine::load`], on an engine of the caller's choice.
     ///
     /// # Errors
     /// [`Code::ModelInvalid`], [`Code::ModelUnsupported`], [`Code::ModelMemory`]: the model;
     /// [`Code::WorkerCrashed`] or [`Code::DeadlineExceeded`] when loading killed the worker or took
     /// too long; [`Code::Internal`]: the system.
-    pub async fn load(&self, file: Arc<ModelFile>) -> Result<LoadedModel> {
-        let (first, signature) = Lane::first(&self.context, &file).await?;
+    pub async fn load_on(&self, kind: EngineKind, file: Arc<ModelFile>) -> Result<LoadedModel> {
+        let (first, signature) = Lane::first(&self.context, kind, &file).await?;
         let workers = self.context.options.workers.max(1);
         let shared = Arc::new(Shared {
             batchable: self.context.options.batching.is_some() && batch::is_batchable(&signature),
@@ -74,6 +87,7 @@ impl Engine {
             restarts: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
             context: self.context.clone(),
+            kind,
             file,
             signature,
         });
@@ -82,7 +96,7 @@ impl Engine {
         for number in 0..workers {
             let worker = match worker.take() {
                 Some(worker) => worker,
-                None => self.context.start(&shared.file).await?.0,
+                None => self.context.start(kind, &shared.file).await?.0,
             };
             lanes.spawn(Lane::new(shared.clone(), number, worker).serve());
         }
@@ -209,19 +223,29 @@ const LONG_COPY_BYTES: u64 = 4 << 20;
 
 pub(crate) struct Context {
     pub options: EngineOptions,
-    library: OwnedFd,
+    library: Option<OwnedFd>,
     nowhere: Nowhere,
 }
 
 impl Context {
-    pub(crate) async fn start(&self, file: &ModelFile) -> Result<(Worker, Signature)> {
-        Worker::start(&self.options, &self.library, &self.nowhere, file).await
+    pub(crate) async fn start(
+        &self,
+        kind: EngineKind,
+        file: &ModelFile,
+    ) -> Result<(Worker, Signature)> {
+        let library = match kind {
+            EngineKind::OnnxRuntime => Some(self.library.as_ref().ok_or_else(no_library)?),
+            EngineKind::Tract if TRACT => None,
+            EngineKind::Tract => return Err(no_tract()),
+        };
+        Worker::start(&self.options, kind, library, &self.nowhere, file).await
     }
 }
 
 /// What a model's lanes share.
 pub(crate) struct Shared {
     pub context: Arc<Context>,
+    pub kind: EngineKind,
     pub file: Arc<ModelFile>,
     pub signature: Signature,
     pub queue: Queue<Job>,
@@ -361,6 +385,22 @@ pub(crate) fn busy<T>(bytes: u64, copy: impl FnOnce() -> T) -> T {
 fn no_folder(error: std::io::Error) -> Error {
     let fact = format!("no empty folder can be made for the workers: {error}");
     Error::new(Code::Internal, fact).with_remedy("let the server write to /dev/shm or to TMPDIR")
+}
+
+/// Whether this program has the engine tract in it.
+pub const TRACT: bool = cfg!(feature = "tract");
+
+pub(crate) fn no_tract() -> Error {
+    let fact = "this program was built without tract";
+    let remedy = "choose onnxruntime, or build with the feature `tract`";
+    Error::new(Code::Internal, fact).with_remedy(remedy)
+}
+
+fn no_library() -> Error {
+    Error::new(
+        Code::Internal,
+        "the engine was started without ONNX Runtime",
+    )
 }
 
 fn late(deadline: Duration) -> Error {

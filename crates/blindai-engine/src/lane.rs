@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use blindai_core::{Code, DType, Dim, Error, NamedTensor, Result, Signature, Tensor, TensorSpec};
+use blindai_core::{
+    Code, DType, Dim, EngineKind, Error, NamedTensor, Result, Signature, Tensor, TensorSpec,
+};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -60,10 +62,14 @@ impl Lane {
     ///
     /// # Errors
     /// As for [`Worker::start`].
-    pub(crate) async fn first(context: &Context, file: &ModelFile) -> Result<(Worker, Signature)> {
-        let (mut worker, signature) = context.start(file).await?;
+    pub(crate) async fn first(
+        context: &Context,
+        kind: EngineKind,
+        file: &ModelFile,
+    ) -> Result<(Worker, Signature)> {
+        let (mut worker, signature) = context.start(kind, file).await?;
         if context.options.warm_up && !warm_up(&mut worker, &signature).await {
-            return context.start(file).await;
+            return context.start(kind, file).await;
         }
         Ok((worker, signature))
     }
@@ -204,7 +210,7 @@ impl Lane {
 
     async fn start(&mut self) -> Result<()> {
         let shared = &self.shared;
-        let started = shared.context.start(&shared.file).await;
+        let started = shared.context.start(shared.kind, &shared.file).await;
         let same = started.and_then(|(worker, signature)| {
             let other = || Error::new(Code::Internal, "the restarted model has another signature");
             (signature == shared.signature)

@@ -10,6 +10,8 @@
 //!                                       ── control socket: a few hundred bytes each way ──
 //! ```
 //!
+//! In place of ONNX Runtime a worker may run tract, which is Rust: the library is then not needed.
+//!
 //! A model has a queue, in which callers take turns, and a lane for each of its workers. A lane takes
 //! requests out of the queue, alone or several together, and sees each to an answer.
 //!
@@ -53,7 +55,8 @@ mod queue;
 mod runtime;
 mod worker;
 
-pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages};
+pub use blindai_core::EngineKind;
+pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages, TRACT};
 pub use isolation::{Barriers, Isolation};
 pub use model_file::{ModelFile, ModelWriter};
 pub use options::{Batching, EngineOptions, WorkerCommand};

@@ -3,14 +3,19 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use blindai_core::EngineKind;
+
 use crate::{Isolation, WORKER_ARGUMENT};
 
 /// How models are run. Every limit holds per model.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
+    /// What runs a model, unless it is loaded [on another](crate::Engine::load_on).
+    pub kind: EngineKind,
     /// The ONNX Runtime library. Only the build with the digest
-    /// [`ONNXRUNTIME_SHA256`](crate::ONNXRUNTIME_SHA256) is accepted.
-    pub onnxruntime: PathBuf,
+    /// [`ONNXRUNTIME_SHA256`](crate::ONNXRUNTIME_SHA256) is accepted. Without it nothing is looked
+    /// for or loaded, and models run on tract only.
+    pub onnxruntime: Option<PathBuf>,
     /// What is executed as a worker; by default this very program.
     pub worker: WorkerCommand,
     /// Workers per model, each with the model loaded. Default: 1.
@@ -45,7 +50,17 @@ impl EngineOptions {
     /// The defaults, with the library at this path.
     pub fn new(onnxruntime: impl Into<PathBuf>) -> Self {
         Self {
-            onnxruntime: onnxruntime.into(),
+            kind: EngineKind::OnnxRuntime,
+            onnxruntime: Some(onnxruntime.into()),
+            ..Self::tract()
+        }
+    }
+
+    /// The defaults, without ONNX Runtime.
+    pub fn tract() -> Self {
+        Self {
+            kind: EngineKind::Tract,
+            onnxruntime: None,
             worker: WorkerCommand::default(),
             workers: 1,
             batching: None,

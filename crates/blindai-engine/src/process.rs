@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-use blindai_core::{Code, Error, Result, Signature};
+use blindai_core::{Code, EngineKind, Error, Result, Signature};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -66,12 +66,13 @@ impl Worker {
     /// What is wrong with the model, or what the system refuses.
     pub(crate) async fn start(
         options: &EngineOptions,
-        library: &OwnedFd,
+        engine: EngineKind,
+        library: Option<&OwnedFd>,
         nowhere: &Nowhere,
         model: &ModelFile,
     ) -> Result<(Self, Signature)> {
         let (mut worker, cancel) = Self::spawn(options, nowhere, &[]).await?;
-        worker.set_up(options, library, model, &cancel)?;
+        worker.set_up(options, engine, library, model, &cancel)?;
         drop(cancel);
         let timeout = options.load_timeout;
         match tokio::time::timeout(timeout, worker.receive()).await {
@@ -213,11 +214,13 @@ impl Worker {
     fn set_up(
         &self,
         options: &EngineOptions,
-        library: &OwnedFd,
+        engine: EngineKind,
+        library: Option<&OwnedFd>,
         model: &ModelFile,
         cancel: &OwnedFd,
     ) -> Result<()> {
         let setup = encode(&Setup {
+            engine,
             threads: options.threads,
             spinning: options.spinning,
             memory_bytes: options.memory_bytes,
@@ -225,13 +228,17 @@ impl Worker {
             isolation: options.isolation,
         })?;
         let descriptors: [_; SETUP_DESCRIPTORS] = [
-            library.as_fd(),
             model.file.as_fd(),
             self.inputs.as_fd(),
             self.outputs.as_fd(),
             cancel.as_fd(),
         ];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS))];
+        let descriptors: Vec<_> = descriptors
+            .into_iter()
+            .chain(library.map(OwnedFd::as_fd))
+            .collect();
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS + 1))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
         rights.push(SendAncillaryMessage::ScmRights(&descriptors));
         let message = [IoSlice::new(&setup)];

@@ -1,6 +1,7 @@
 //! What parent and worker say to each other: JSON, one message per packet.
 //!
-//! 1. parent → worker: [`Setup`] with five descriptors: library, model, inputs, outputs, cancel.
+//! 1. parent → worker: [`Setup`] with the descriptors of model, inputs, outputs and cancel, and for ONNX Runtime of
+//!    its library.
 //! 2. worker → parent: [`Loaded`]; the signature stands as JSON at the start of the outputs.
 //! 3. parent → worker: [`Run`]; worker → parent: [`Ran`]. One at a time.
 //!
@@ -8,19 +9,21 @@
 //! main thread can sleep in `recv` and compute without looking up.
 
 use crate::Isolation;
+use blindai_core::EngineKind;
 use serde::{Deserialize, Serialize};
 
 /// The longest message, either way.
 pub(crate) const MESSAGE_BYTES: usize = 128 * 1024;
 /// The longest signature, as JSON.
 pub(crate) const SIGNATURE_BYTES: u64 = 256 * 1024;
-/// Descriptors in the packet of [`Setup`].
-pub(crate) const SETUP_DESCRIPTORS: usize = 5;
+/// Descriptors in the packet of [`Setup`], without the library.
+pub(crate) const SETUP_DESCRIPTORS: usize = 4;
 /// Where tensors may start: what the widest vector instructions want.
 pub(crate) const ALIGNMENT: u64 = 64;
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Setup {
+    pub engine: EngineKind,
     pub threads: usize,
     pub spinning: bool,
     pub memory_bytes: u64,
@@ -58,7 +61,7 @@ pub(crate) struct Ran {
     pub result: Result<Vec<Place>, Failure>,
 }
 
-/// Why a run gave no outputs. No text from inside ONNX Runtime: it may quote tensor values.
+/// Why a run gave no outputs. No text from inside an engine: it may quote tensor values.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Failure {
     Cancelled,

@@ -1,9 +1,13 @@
-//! What runs in the worker process. Nothing here may be trusted once ONNX Runtime has seen the model.
+//! What runs in the worker process. Nothing here may be trusted once an engine has seen the model.
 
 pub(crate) mod confine;
 mod filter;
+mod model;
 mod onnx;
 mod session;
+#[cfg(feature = "tract")]
+mod tract;
+mod writer;
 
 use std::fs::File;
 use std::io;
@@ -17,7 +21,6 @@ use std::thread;
 use blindai_core::{Code, Error, Result};
 use memmap2::Mmap;
 use ort::environment::Environment;
-use ort::session::RunOptions;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -27,7 +30,7 @@ use crate::protocol::{
 };
 use crate::{Barriers, Isolation};
 use confine::Left;
-use session::Model;
+use model::{Model, Stop};
 
 /// The first argument of a program that is to become a worker.
 pub const WORKER_ARGUMENT: &str = "blindai-worker";
@@ -58,8 +61,8 @@ fn serve() -> io::Result<()> {
         return send(&control, &Barriers { filtered, left });
     }
     let mut message = vec![0; MESSAGE_BYTES];
-    let (setup, descriptors) = receive_setup(&control, &mut message)?;
-    let [library, model, inputs, outputs, cancel] = descriptors;
+    let (setup, descriptors, library) = receive_setup(&control, &mut message)?;
+    let [model, inputs, outputs, cancel] = descriptors;
     let current = Arc::new(Current::default());
     watch(cancel, current.clone())?;
     let outputs = File::from(outputs);
@@ -117,13 +120,13 @@ pub fn confine_for_test(filter: bool) -> io::Result<Barriers> {
 }
 
 fn load(
-    library: OwnedFd,
+    library: Option<OwnedFd>,
     model: OwnedFd,
     outputs: &File,
     setup: &Setup,
     left: Left,
 ) -> Result<Model> {
-    let environment = runtime(&library)?;
+    let environment = library.as_ref().map(runtime).transpose()?;
     drop(library);
     confine::limit_threads(left, setup.threads).map_err(system)?;
     confine::limit_memory(setup.memory_bytes, setup.threads).map_err(system)?;
@@ -134,7 +137,7 @@ fn load(
         filtered.map_err(system)?;
     }
     let graph = onnx::check(&model)?;
-    Model::load(&environment, &model, &graph, setup)
+    Model::load(environment.as_ref(), &model, &graph, setup)
 }
 
 /// The library, from the sealed file: no path that the host could change is opened.
@@ -161,7 +164,7 @@ struct Current(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    request: Option<(u64, Arc<RunOptions>)>,
+    request: Option<(u64, Arc<Stop>)>,
     cancelled: u64,
 }
 
@@ -173,15 +176,15 @@ impl Current {
         inputs: &[u8],
         outputs: &File,
     ) -> Result<Vec<Place>, Failure> {
-        let options = Arc::new(RunOptions::new().map_err(|_| Failure::Other)?);
+        let stop = Arc::new(model.stop()?);
         let mut state = self.lock();
         // The word to stop may have overtaken the request.
         if state.cancelled >= run.id {
             return Err(Failure::Cancelled);
         }
-        state.request = Some((run.id, options.clone()));
+        state.request = Some((run.id, stop.clone()));
         drop(state);
-        let result = model.run(run, inputs, outputs, &options);
+        let result = model.run(run, inputs, outputs, &stop);
         let mut state = self.lock();
         state.request = None;
         match state.cancelled >= run.id {
@@ -193,9 +196,8 @@ impl Current {
     fn cancel(&self, id: u64) {
         let mut state = self.lock();
         state.cancelled = state.cancelled.max(id);
-        if let Some((_, options)) = state.request.as_ref().filter(|(own, _)| *own == id) {
-            // Should it fail, the parent's patience ends soon.
-            let _ = options.terminate();
+        if let Some((_, stop)) = state.request.as_ref().filter(|(own, _)| *own == id) {
+            stop.set();
         }
     }
 
@@ -224,11 +226,12 @@ fn watch(cancel: OwnedFd, current: Arc<Current>) -> io::Result<()> {
 
 const CANCEL_STACK_BYTES: usize = 128 * 1024;
 
+/// What to load, with its descriptors, and ONNX Runtime's library if it is needed.
 fn receive_setup(
     control: &OwnedFd,
     message: &mut [u8],
-) -> io::Result<(Setup, [OwnedFd; SETUP_DESCRIPTORS])> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS))];
+) -> io::Result<(Setup, [OwnedFd; SETUP_DESCRIPTORS], Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS + 1))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         control,
@@ -246,9 +249,11 @@ fn receive_setup(
         }
     }
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let library = (descriptors.len() > SETUP_DESCRIPTORS).then(|| descriptors.pop());
     let descriptors = descriptors.try_into().map_err(|_| invalid())?;
     let setup = serde_json::from_slice(&message[..received.bytes])?;
-    whole.then_some((setup, descriptors)).ok_or_else(invalid)
+    let received = (setup, descriptors, library.flatten());
+    whole.then_some(received).ok_or_else(invalid)
 }
 
 /// The next request; nothing when the parent has closed the socket.

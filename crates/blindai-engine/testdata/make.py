@@ -105,6 +105,27 @@ def endless():
         [tensor("y", F32, [1])],
     )
 
+    # Counts elements one by one, inside a single node.
+    body = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["one"], value_floats=[1.0]),
+            # tract fails on an input that is not used.
+            helper.make_node("Cast", ["element"], ["more"], to=F32),
+            helper.make_node("Sum", ["state", "one", "more"], ["state_out"]),
+        ],
+        "body",
+        [tensor("state", F32, [1]), tensor("element", TensorProto.UINT8, [])],
+        [tensor("state_out", F32, [1])],
+    )
+    node = helper.make_node("Scan", ["start", "rounds"], ["y"], body=body, num_scan_inputs=1)
+    rounds = tensor("rounds", TensorProto.UINT8, ["n"])
+    save("scan", [node], [rounds, tensor("start", F32, [1])], [tensor("y", F32, [1])])
+
+    # Takes long in all, and short in each node.
+    names = ["x", *(f"t{i}" for i in range(1, 500)), "y"]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    save("chain", nodes, [tensor("x", F32, ["n"])], [tensor("y", F32, ["n"])])
+
 
 def memory():
     # Fills as many floats as the input says and answers with their sum.
@@ -116,6 +137,20 @@ def memory():
     # The same, answering with all of them.
     node = helper.make_node("ConstantOfShape", ["shape"], ["y"], name="fill")
     save("fill_out", [node], [tensor("shape", I64, [1])], [tensor("y", F32, ["n"])])
+
+    # As many floats as the square of the input's length, and their sum; or all of them.
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["column"]),
+        helper.make_node("Mul", ["column", "x"], ["products"], name="outer"),
+    ]
+    rest = [
+        helper.make_node("Sin", ["products"], ["sines"]),
+        helper.make_node("ReduceSum", ["sines"], ["y"], keepdims=0),
+    ]
+    x, axis = tensor("x", F32, ["n"]), constant("axis", [1])
+    save("outer", [*nodes, *rest], [x], [tensor("y", F32, [])], [axis])
+    nodes[1].output[0] = "y"
+    save("outer_out", nodes, [x], [tensor("y", F32, ["n", "n"])], [axis])
 
 
 def external():
@@ -160,6 +195,23 @@ def unsupported():
     node = helper.make_node("Frobnicate", ["x"], ["y"], domain="example.com")
     save(
         "custom_operator", [node], [x], [y], opsets=[*OPSET, helper.make_opsetid("example.com", 1)]
+    )
+
+    # What tract does not take: quantised models, and what only has the name of an operator.
+    scale, zero = constant("scale", 0.5, np.float32), constant("zero", 0, np.uint8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    save("quantised", nodes, [x], [y], [scale, zero])
+    local = [*OPSET, helper.make_opsetid("local", 1)]
+    node = helper.make_node("Relu", ["x"], ["y"], domain="local")
+    body = [helper.make_node("Neg", ["x"], ["y"])]
+    function = helper.make_function("local", "Relu", ["x"], ["y"], body, OPSET)
+    save("function_relu", [node], [x], [y], opsets=local, functions=[function])
+    node = helper.make_node("Relu", ["x"], ["y"], domain="com.microsoft")
+    save(
+        "microsoft_relu", [node], [x], [y], opsets=[*OPSET, helper.make_opsetid("com.microsoft", 1)]
     )
 
     # Each function calls the next one twice.

@@ -1,5 +1,6 @@
-//! What every engine must do, over the public API only.
+//! What every engine must do, over the public API only. Where tract does otherwise, the test says so.
 
+#[macro_use]
 mod support;
 
 use std::future::poll_fn;
@@ -7,16 +8,44 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use blindai_core::{Code, DType, Dim, NamedTensor, Tensor};
+use blindai_core::{Code, DType, Dim, EngineKind, NamedTensor, Tensor};
 use blindai_engine::{Caller, Engine, EngineOptions};
 use support::*;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_type_and_every_rank_comes_back_unchanged() {
-    let engine = Engine::new(options()).unwrap();
+on_every_engine! {
+    every_type_and_every_rank_comes_back_unchanged,
+    several_inputs_outputs_defaults_and_sizes,
+    what_does_not_fit_the_signature_is_refused,
+    a_failure_names_the_node_and_not_the_values,
+    files_that_are_no_models_are_refused_and_say_why,
+    names_for_people_are_short_and_few_and_leave_terminals_alone,
+    a_flipped_bit_never_takes_the_engine_down,
+    a_crash_costs_one_request,
+    an_endless_model_ends_at_the_deadline,
+    between_two_nodes_a_word_is_enough,
+    a_dropped_future_cancels,
+    memory_is_limited,
+    memory_is_limited_where_the_request_says_how_much,
+    requests_queue_and_the_queue_ends,
+    models_do_not_wait_for_each_other,
+}
+
+async fn every_type_and_every_rank_comes_back_unchanged(on: EngineKind) {
+    let engine = Engine::new(options(on)).unwrap();
     for &dtype in DType::ALL {
         let file = model_file(&model_bytes(&format!("identity_{dtype}")));
-        let model = engine.load(file).await.unwrap();
+        if (on, dtype) == (EngineKind::Tract, DType::BF16) {
+            // It has no such type.
+            let error = engine.load(file).await.unwrap_err();
+            assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
+            assert!(
+                error.fact().contains("\"x\" is of type BFLOAT16"),
+                "{error}"
+            );
+            continue;
+        }
+        let model = engine.load(file).await;
+        let model = model.unwrap_or_else(|error| panic!("{dtype}: {error}"));
         assert_eq!(model.signature().inputs[0].dtype, dtype);
         assert_eq!(model.signature().inputs[0].shape, None);
         let shapes: [&[usize]; 6] = [&[], &[1], &[2, 3], &[0], &[4, 0, 2], &[1, 1, 2, 1, 3]];
@@ -50,9 +79,8 @@ fn some_tensor(dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::new(dtype, shape.to_vec(), data.into()).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn several_inputs_outputs_defaults_and_sizes() {
-    let model = load("two_by_two").await;
+async fn several_inputs_outputs_defaults_and_sizes(on: EngineKind) {
+    let model = load(on, "two_by_two").await;
     let signature = model.signature();
     let names: Vec<_> = signature
         .inputs
@@ -85,12 +113,11 @@ async fn several_inputs_outputs_defaults_and_sizes() {
     assert_eq!(answer.outputs, [f32s("scaled", &[1, 3], &[3.0, 6.0, 9.0])]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_fit_the_signature_is_refused() {
+async fn what_does_not_fit_the_signature_is_refused(on: EngineKind) {
     let options = EngineOptions {
         input_bytes: 4096,
         output_bytes: 4096,
-        ..options()
+        ..options(on)
     };
     let model = load_with(options, "two_by_two").await;
     let good = || vec![f32s("a", &[1, 3], &[0.0; 3]), f32s("b", &[1, 3], &[0.0; 3])];
@@ -123,9 +150,8 @@ async fn what_does_not_fit_the_signature_is_refused() {
     run(&model, good()).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failure_names_the_node_and_not_the_values() {
-    let model = load("gather").await;
+async fn a_failure_names_the_node_and_not_the_values(on: EngineKind) {
+    let model = load(on, "gather").await;
     let inputs = |index| {
         vec![
             f32s("data", &[2], &[1.0, 2.0]),
@@ -142,9 +168,8 @@ async fn a_failure_names_the_node_and_not_the_values() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn files_that_are_no_models_are_refused_and_say_why() {
-    let engine = Engine::new(options()).unwrap();
+async fn files_that_are_no_models_are_refused_and_say_why(on: EngineKind) {
+    let engine = Engine::new(options(on)).unwrap();
     let whole = model_bytes("two_by_two");
     let mut ort_format = vec![0; 64];
     ort_format[4..8].copy_from_slice(b"ORTM");
@@ -209,9 +234,8 @@ async fn files_that_are_no_models_are_refused_and_say_why() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn names_for_people_are_short_and_few_and_leave_terminals_alone() {
-    let engine = Engine::new(options()).unwrap();
+async fn names_for_people_are_short_and_few_and_leave_terminals_alone(on: EngineKind) {
+    let engine = Engine::new(options(on)).unwrap();
     let load = async |names: &[String]| engine.load(model_file(&with_inputs(names))).await;
     let model = load(&["größe".into(), "n".repeat(512)]).await.unwrap();
     assert_eq!(model.signature().inputs.len(), 3);
@@ -249,9 +273,8 @@ fn with_inputs(names: &[String]) -> Vec<u8> {
     [model_bytes("identity_FP32"), field(7, &graph)].concat()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_bit_never_takes_the_engine_down() {
-    let engine = Engine::new(options()).unwrap();
+async fn a_flipped_bit_never_takes_the_engine_down(on: EngineKind) {
+    let engine = Engine::new(options(on)).unwrap();
     let whole = model_bytes("two_by_two");
     let mut refused = 0;
     for position in (0..whole.len()).step_by(whole.len() / 40) {
@@ -270,58 +293,111 @@ async fn a_flipped_bit_never_takes_the_engine_down() {
     engine.load(model_file(&whole)).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_costs_one_request() {
-    let model = load("div").await;
+async fn a_crash_costs_one_request(on: EngineKind) {
+    let model = load(on, "div").await;
     let inputs = |a, b| vec![i64s("a", &[1], &[a]), i64s("b", &[1], &[b])];
+    // ONNX Runtime dies of the division. tract panics, which its worker survives; and of what kills
+    // ONNX Runtime, it gives the quotient modulo 2^64.
+    let (a, b, code) = match on {
+        EngineKind::OnnxRuntime => (i64::MIN, -1, Code::WorkerCrashed),
+        EngineKind::Tract => (1, 0, Code::ModelFailed),
+    };
     for _ in 0..2 {
-        let error = run(&model, inputs(i64::MIN, -1)).await.unwrap_err();
-        assert_eq!(error.code(), Code::WorkerCrashed, "{error}");
+        let error = run(&model, inputs(a, b)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
         let outputs = run(&model, inputs(42, -2)).await.unwrap();
         assert_eq!(outputs, [i64s("y", &[1], &[-21])]);
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_endless_model_ends_at_the_deadline() {
-    let model = load("loop").await;
-    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
+async fn an_endless_model_ends_at_the_deadline(on: EngineKind) {
+    let slow = Slow::on(on);
+    let model = load(on, slow.model).await;
     let worker = pid(&model);
-    let error = run_within(&model, inputs(1 << 62), Duration::from_millis(300)).await;
+    let error = run_within(&model, slow.endless(), Duration::from_millis(300)).await;
     assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
-    assert_eq!(
-        run(&model, inputs(3)).await.unwrap(),
-        [f32s("y", &[1], &[0.0])]
-    );
-    assert_eq!(pid(&model), worker, "a word was enough");
+    assert_eq!(run(&model, slow.quick(3)).await.unwrap(), slow.answer(3));
+    // tract cannot be interrupted within a node; then its worker is killed.
+    let word_was_enough = pid(&model) == worker;
+    assert!(word_was_enough || on == EngineKind::Tract);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_future_cancels() {
-    let model = load("loop").await;
-    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
-    let endless = run(&model, inputs(1 << 62));
+async fn between_two_nodes_a_word_is_enough(on: EngineKind) {
+    let options = EngineOptions {
+        grace: PATIENCE,
+        ..options(on)
+    };
+    let model = load_with(options, "chain").await;
+    let worker = pid(&model);
+    let large = vec![f32s("x", &[1 << 22], &vec![0.0; 1 << 22])];
+    let error = run_within(&model, large, Duration::from_millis(100)).await;
+    assert_eq!(error.unwrap_err().code(), Code::DeadlineExceeded);
+    let outputs = run(&model, vec![f32s("x", &[1], &[0.0])]).await.unwrap();
+    assert_eq!(outputs, [f32s("y", &[1], &[0.0])]);
+    assert_eq!(pid(&model), worker);
+}
+
+async fn a_dropped_future_cancels(on: EngineKind) {
+    let slow = Slow::on(on);
+    let model = load(on, slow.model).await;
+    let endless = run(&model, slow.endless());
     assert!(
         tokio::time::timeout(Duration::from_millis(200), endless)
             .await
             .is_err()
     );
-    // Were it still running, this would wait for ever.
-    assert_eq!(
-        run(&model, inputs(1)).await.unwrap(),
-        [f32s("y", &[1], &[0.0])]
-    );
+    // Were it still running, this would wait for long.
+    assert_eq!(run(&model, slow.quick(1)).await.unwrap(), slow.answer(1));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_is_limited() {
+async fn memory_is_limited(on: EngineKind) {
     let options = EngineOptions {
         memory_bytes: 64 << 20,
         output_bytes: 1 << 20,
-        ..options()
+        ..options(on)
     };
     let engine = Engine::new(options).unwrap();
-    let inside = engine.load(model_file(&model_bytes("fill"))).await.unwrap();
+    let inside = engine
+        .load(model_file(&model_bytes("outer")))
+        .await
+        .unwrap();
+    let square = |side: usize| vec![f32s("x", &[side], &vec![0.0; side])];
+    for side in [1 << 14, 1 << 20, 1 << 23] {
+        let error = run(&inside, square(side)).await.unwrap_err();
+        assert_eq!(error.code(), Code::ModelMemory, "{error}");
+        let outputs = run(&inside, square(1 << 10)).await.unwrap();
+        assert_eq!(outputs, [f32s("y", &[], &[0.0])]);
+    }
+    let outside = engine.load(model_file(&model_bytes("outer_out"))).await;
+    let outside = outside.unwrap();
+    let error = run(&outside, square(1 << 10)).await.unwrap_err();
+    assert_eq!(error.code(), Code::ModelMemory, "{error}");
+    assert!(error.fact().contains("outputs"), "{error}");
+    let outputs = run(&outside, square(1 << 9)).await.unwrap();
+    assert_eq!(outputs, [f32s("y", &[1 << 9, 1 << 9], &[0.0; 1 << 18])]);
+}
+
+async fn memory_is_limited_where_the_request_says_how_much(on: EngineKind) {
+    let options = EngineOptions {
+        memory_bytes: 64 << 20,
+        output_bytes: 1 << 20,
+        ..options(on)
+    };
+    let engine = Engine::new(options).unwrap();
+    let inside = engine.load(model_file(&model_bytes("fill"))).await;
+    if on == EngineKind::Tract {
+        // Sizes that a request computes are beyond it.
+        let error = inside.unwrap_err();
+        assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
+        assert!(
+            error
+                .fact()
+                .contains("\"fill\" (operator \"ConstantOfShape\")"),
+            "{error}"
+        );
+        return;
+    }
+    let inside = inside.unwrap();
     let shape = |floats: i64| vec![i64s("shape", &[1], &[floats])];
     for floats in [1 << 28, 1 << 40, 1 << 61] {
         let error = run(&inside, shape(floats)).await.unwrap_err();
@@ -348,9 +424,10 @@ async fn memory_is_limited() {
     assert_eq!(outputs, [f32s("y", &[1 << 18], &[0.0; 1 << 18])]);
 }
 
+/// Such a shape can only be computed, which tract does not take.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_output_of_absurdly_many_dimensions_is_refused() {
-    let model = load("any_rank").await;
+    let model = load(EngineKind::OnnxRuntime, "any_rank").await;
     let worker = pid(&model);
     let shape = |dims: usize| vec![i64s("shape", &[dims], &vec![1; dims])];
     let error = run(&model, shape(100_000)).await.unwrap_err();
@@ -359,28 +436,27 @@ async fn an_output_of_absurdly_many_dimensions_is_refused() {
     assert_eq!(pid(&model), worker);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_queue_and_the_queue_ends() {
+async fn requests_queue_and_the_queue_ends(on: EngineKind) {
     let options = EngineOptions {
         queue: 2,
-        ..options()
+        ..options(on)
     };
-    let model = load_with(options, "loop").await;
-    let inputs = |rounds| vec![i64s("rounds", &[], &[rounds]), f32s("start", &[1], &[0.0])];
-    let mut endless = Box::pin(run(&model, inputs(1 << 62)));
-    let mut waiting = [1, 2].map(|rounds| Box::pin(run(&model, inputs(rounds))));
+    let slow = Slow::on(on);
+    let model = load_with(options, slow.model).await;
+    let mut endless = Box::pin(run(&model, slow.endless()));
+    let mut waiting = [1, 2].map(|rounds| Box::pin(run(&model, slow.quick(rounds))));
     // Each is in its place after one step: the first in the worker, the others in the queue.
     step(&mut endless).await;
     for waiting in &mut waiting {
         step(waiting).await;
     }
-    let error = run(&model, inputs(3)).await.unwrap_err();
+    let error = run(&model, slow.quick(3)).await.unwrap_err();
     assert_eq!(error.code(), Code::TooManyRequests);
     drop(endless);
-    for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), [f32s("y", &[1], &[0.0])]);
+    for (waiting, rounds) in waiting.into_iter().zip([1, 2]) {
+        assert_eq!(waiting.await.unwrap(), slow.answer(rounds));
     }
-    run(&model, inputs(3)).await.unwrap();
+    run(&model, slow.quick(3)).await.unwrap();
 }
 
 /// Polls once a future that is not to end yet.
@@ -390,18 +466,79 @@ async fn step(future: &mut (impl Future + Unpin)) {
     assert!(poll_fn(step).await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn models_do_not_wait_for_each_other() {
-    let engine = Engine::new(options()).unwrap();
-    let busy = engine.load(model_file(&model_bytes("loop"))).await.unwrap();
+async fn models_do_not_wait_for_each_other(on: EngineKind) {
+    let engine = Engine::new(options(on)).unwrap();
+    let slow = Slow::on(on);
+    let busy = engine.load(model_file(&model_bytes(slow.model)));
+    let busy = busy.await.unwrap();
     let free = engine
         .load(model_file(&model_bytes("gather")))
         .await
         .unwrap();
-    let endless = vec![i64s("rounds", &[], &[1 << 62]), f32s("start", &[1], &[0.0])];
     let quick = vec![f32s("data", &[2], &[1.0, 2.0]), i64s("index", &[1], &[0])];
     tokio::select! {
-        _ = run(&busy, endless) => panic!("an endless model ended"),
+        _ = run(&busy, slow.endless()) => panic!("an endless model ended"),
         answer = run(&free, quick) => assert_eq!(answer.unwrap(), [f32s("y", &[1], &[1.0])]),
+    }
+}
+
+#[cfg(feature = "tract")]
+#[tokio::test(flavor = "multi_thread")]
+async fn tract_refuses_by_name_what_it_would_compute_wrongly_or_not_at_all() {
+    let engine = Engine::new(options(EngineKind::Tract)).unwrap();
+    let cases = [
+        ("loop", "operator \"Loop\""),
+        (
+            "quantised",
+            "operator \"QuantizeLinear\" of a quantised model",
+        ),
+        ("function_relu", "function \"Relu\", named as an operator"),
+        (
+            "microsoft_relu",
+            "operator \"Relu\" of domain \"com.microsoft\"",
+        ),
+    ];
+    for (name, words) in cases {
+        let error = engine.load(model_file(&model_bytes(name))).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
+        assert!(error.fact().starts_with(words), "{error}");
+    }
+}
+
+/// Clients see no difference. What they see of large models is compared end to end.
+#[cfg(feature = "tract")]
+#[tokio::test(flavor = "multi_thread")]
+async fn both_engines_say_the_same_of_a_model() {
+    let ours = Engine::new(options(EngineKind::Tract)).unwrap();
+    let theirs = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
+    for name in [
+        "two_by_two",
+        "gather",
+        "div",
+        "scan",
+        "chain",
+        "outer",
+        "outer_out",
+    ] {
+        let file = model_file(&model_bytes(name));
+        let ours = ours.load(file.clone()).await.unwrap();
+        let theirs = theirs.load(file).await.unwrap();
+        assert_eq!(ours.signature(), theirs.signature(), "{name}");
+    }
+}
+
+#[cfg(feature = "tract")]
+#[tokio::test(flavor = "multi_thread")]
+async fn more_shapes_than_plans_are_kept() {
+    let model = load(EngineKind::Tract, "two_by_two").await;
+    for batch in (1..=40).chain([1, 40]) {
+        let values = vec![1.0; batch * 3];
+        let inputs = vec![
+            f32s("a", &[batch, 3], &values),
+            f32s("b", &[batch, 3], &values),
+        ];
+        let outputs = run(&model, inputs).await.unwrap();
+        assert_eq!(outputs[0], f32s("sum", &[batch, 3], &vec![2.0; batch * 3]));
     }
 }

@@ -1,5 +1,6 @@
 //! What a worker process can reach, and what happens around its life.
 
+#[macro_use]
 mod support;
 
 use std::collections::HashSet;
@@ -12,18 +13,31 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blindai_core::Code;
+use blindai_core::{Code, EngineKind};
 use blindai_engine::{Engine, EngineOptions, Isolation, LoadedModel};
 use object::{Object as _, ObjectSymbol as _};
 use rustix::process::{Pid, Signal};
 use support::*;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_has_no_environment_and_no_descriptors_but_its_own() {
+on_every_engine! {
+    a_worker_has_no_environment_and_no_descriptors_but_its_own,
+    a_worker_is_bounded_and_cannot_gain_rights,
+    a_worker_has_no_capabilities_and_its_system_calls_are_filtered,
+    a_worker_leaves_what_the_kernel_lets_it_leave,
+    signals_to_the_server_leave_its_workers_alone,
+    what_a_worker_started_ends_with_it,
+    a_killed_worker_is_replaced,
+    a_worker_that_does_not_listen_is_replaced,
+    a_dropped_model_leaves_no_process,
+    a_load_that_takes_too_long_is_stopped,
+    a_program_that_is_no_worker_is_an_error,
+}
+
+async fn a_worker_has_no_environment_and_no_descriptors_but_its_own(on: EngineKind) {
     // One that is open in the parent and, against Rust's habit, would survive an exec.
     let stray = fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
-    let model = load("identity_FP32").await;
+    let model = load(on, "identity_FP32").await;
     run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
 
     // Where tests do not run as root, the worker hides these even from its own user.
@@ -68,9 +82,8 @@ fn kind(descriptor: &Path) -> String {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_is_bounded_and_cannot_gain_rights() {
-    let model = load("identity_FP32").await;
+async fn a_worker_is_bounded_and_cannot_gain_rights(on: EngineKind) {
+    let model = load(on, "identity_FP32").await;
     let status = fs::read_to_string(proc(&model, "status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
     let limits = fs::read_to_string(proc(&model, "limits")).unwrap();
@@ -84,15 +97,14 @@ async fn a_worker_is_bounded_and_cannot_gain_rights() {
     };
     assert_eq!(limit("Max core file size"), "0");
     let data: u64 = limit("Max data size").parse().unwrap();
-    let allowed = options().memory_bytes;
+    let allowed = options(on).memory_bytes;
     assert!((allowed..allowed + (256 << 20)).contains(&data), "{data}");
     let file: u64 = limit("Max file size").parse().unwrap();
-    assert_eq!(file, options().output_bytes);
+    assert_eq!(file, options(on).output_bytes);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered() {
-    let model = load("identity_FP32").await;
+async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered(on: EngineKind) {
+    let model = load(on, "identity_FP32").await;
     let tasks = fs::read_dir(proc(&model, "task")).unwrap();
     for task in tasks {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
@@ -107,11 +119,10 @@ async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_leaves_what_the_kernel_lets_it_leave() {
+async fn a_worker_leaves_what_the_kernel_lets_it_leave(on: EngineKind) {
     let options = EngineOptions {
         isolation: Isolation::Full,
-        ..options()
+        ..options(on)
     };
     let engine = Engine::new(options).unwrap();
     let left = engine.barriers().await.unwrap().left;
@@ -133,9 +144,8 @@ async fn a_worker_leaves_what_the_kernel_lets_it_leave() {
     run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn signals_to_the_server_leave_its_workers_alone() {
-    let model = load("identity_FP32").await;
+async fn signals_to_the_server_leave_its_workers_alone(on: EngineKind) {
+    let model = load(on, "identity_FP32").await;
     let worker = pid(&model);
     let group = rustix::process::getpgid(Some(process(worker))).unwrap();
     assert_ne!(group, rustix::process::getpgrp());
@@ -148,18 +158,23 @@ async fn signals_to_the_server_leave_its_workers_alone() {
     assert_eq!(pid(&model), worker);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_started_ends_with_it() {
+async fn what_a_worker_started_ends_with_it(on: EngineKind) {
     let forked = |model: &LoadedModel| {
         let mut sleep = Command::new("sleep");
         let group = pid(model) as i32;
         sleep.arg("1000").process_group(group).spawn().unwrap()
     };
-    let model = load("div").await;
+    let model = load(on, "div").await;
     let mut with_a_crash = forked(&model);
-    let inputs = vec![i64s("a", &[1], &[i64::MIN]), i64s("b", &[1], &[-1])];
-    let error = run(&model, inputs).await.unwrap_err();
-    assert_eq!(error.code(), Code::WorkerCrashed);
+    match on {
+        EngineKind::OnnxRuntime => {
+            let inputs = vec![i64s("a", &[1], &[i64::MIN]), i64s("b", &[1], &[-1])];
+            let error = run(&model, inputs).await.unwrap_err();
+            assert_eq!(error.code(), Code::WorkerCrashed);
+        }
+        // No request is known that does it.
+        EngineKind::Tract => kill(pid(&model)),
+    }
     let inputs = vec![i64s("a", &[1], &[4]), i64s("b", &[1], &[2])];
     run(&model, inputs).await.unwrap();
     let mut with_the_model = forked(&model);
@@ -170,9 +185,8 @@ async fn what_a_worker_started_ends_with_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_worker_is_replaced() {
-    let model = load("identity_FP32").await;
+async fn a_killed_worker_is_replaced(on: EngineKind) {
+    let model = load(on, "identity_FP32").await;
     let input = f32s("x", &[2], &[1.0, 2.0]);
     let first = pid(&model);
     kill(first);
@@ -183,11 +197,10 @@ async fn a_killed_worker_is_replaced() {
     assert_eq!(model.status().restarts, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_does_not_listen_is_replaced() {
+async fn a_worker_that_does_not_listen_is_replaced(on: EngineKind) {
     let options = EngineOptions {
         grace: Duration::from_millis(50),
-        ..options()
+        ..options(on)
     };
     let model = load_with(options, "identity_FP32").await;
     let first = pid(&model);
@@ -204,12 +217,11 @@ async fn a_worker_that_does_not_listen_is_replaced() {
     assert_ne!(pid(&model), first);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_model_leaves_no_process() {
-    let model = load("loop").await;
+async fn a_dropped_model_leaves_no_process(on: EngineKind) {
+    let slow = Slow::on(on);
+    let model = load(on, slow.model).await;
     let pid = pid(&model);
-    let inputs = vec![i64s("rounds", &[], &[1 << 62]), f32s("start", &[1], &[0.0])];
-    let endless = run(&model, inputs);
+    let endless = run(&model, slow.endless());
     assert!(
         tokio::time::timeout(Duration::from_millis(50), endless)
             .await
@@ -221,6 +233,7 @@ async fn a_dropped_model_leaves_no_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_does_not_say_which_model_lost_its_worker() {
+    let on = EngineKind::OnnxRuntime;
     let log = Log::default();
     let writer = log.clone();
     tracing_subscriber::fmt()
@@ -228,7 +241,7 @@ async fn the_log_does_not_say_which_model_lost_its_worker() {
         .init();
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker-to-be-removed");
     let _ = fs::remove_file(&program);
-    let mut options = options();
+    let mut options = options(on);
     symlink(&options.worker.program, &program).unwrap();
     options.worker.program = program.clone();
     let file = model_file(&model_bytes("identity_FP32"));
@@ -259,11 +272,10 @@ impl io::Write for Log {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_load_that_takes_too_long_is_stopped() {
+async fn a_load_that_takes_too_long_is_stopped(on: EngineKind) {
     let options = EngineOptions {
         load_timeout: Duration::from_millis(1),
-        ..options()
+        ..options(on)
     };
     let engine = Engine::new(options).unwrap();
     let error = engine
@@ -273,9 +285,8 @@ async fn a_load_that_takes_too_long_is_stopped() {
     assert_eq!(error.code(), Code::DeadlineExceeded);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_program_that_is_no_worker_is_an_error() {
-    let mut options = options();
+async fn a_program_that_is_no_worker_is_an_error(on: EngineKind) {
+    let mut options = options(on);
     options.worker.program = "/bin/true".into();
     let engine = Engine::new(options).unwrap();
     let error = engine
@@ -301,6 +312,50 @@ fn only_the_pinned_library_is_accepted() {
     let other = Engine::new(EngineOptions::new("/proc/self/exe"));
     let error = other.err().unwrap();
     assert!(error.fact().contains("expected sha256:"), "{error}");
+}
+
+#[cfg(feature = "tract")]
+#[tokio::test]
+async fn without_the_library_there_is_tract_and_nothing_else() {
+    let options = options(EngineKind::Tract);
+    assert_eq!(options.onnxruntime, None);
+    let engine = Engine::new(options).unwrap();
+    let file = model_file(&model_bytes("identity_FP32"));
+    let error = engine.load_on(EngineKind::OnnxRuntime, file.clone()).await;
+    assert_eq!(error.unwrap_err().code(), Code::Internal);
+    let model = engine.load(file).await.unwrap();
+    if let Some(maps) = visible(fs::read_to_string(proc(&model, "maps"))) {
+        assert!(maps.contains("blindai-inputs"), "the maps were read");
+        assert!(!maps.contains("onnxruntime"), "{maps}");
+        assert!(!maps.contains("stdc++"), "{maps}");
+    }
+}
+
+#[cfg(feature = "tract")]
+#[tokio::test]
+async fn one_engine_runs_models_on_both() {
+    let engine = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
+    for kind in [EngineKind::OnnxRuntime, EngineKind::Tract] {
+        let file = model_file(&model_bytes("identity_FP32"));
+        let model = engine.load_on(kind, file).await.unwrap();
+        let uses_library = visible(fs::read_to_string(proc(&model, "maps")))
+            .is_none_or(|maps| maps.contains("onnxruntime") == (kind == EngineKind::OnnxRuntime));
+        assert!(uses_library, "{kind}");
+        kill(pid(&model));
+        let outputs = run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
+        assert_eq!(outputs, [f32s("y", &[1], &[1.0])]);
+    }
+}
+
+#[cfg(not(feature = "tract"))]
+#[tokio::test]
+async fn an_engine_that_is_not_built_in_is_refused() {
+    let error = Engine::new(options(EngineKind::Tract)).err().unwrap();
+    assert!(error.fact().contains("without tract"), "{error}");
+    let engine = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
+    let file = model_file(&model_bytes("identity_FP32"));
+    let error = engine.load_on(EngineKind::Tract, file).await.unwrap_err();
+    assert!(error.fact().contains("without tract"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blindai_core::{Code, NamedTensor, Result};
+use blindai_core::{Code, EngineKind, NamedTensor, Result};
 use blindai_engine::{Answer, Batching, Caller, Engine, EngineOptions, LoadedModel};
 use support::*;
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ fn together(max_rows: usize) -> EngineOptions {
             max_delay: PATIENCE,
             across_callers: true,
         }),
-        ..options()
+        ..options(EngineKind::OnnxRuntime)
     }
 }
 
@@ -140,7 +140,7 @@ async fn who_leaves_does_not_keep_the_others_waiting() {
 async fn several_workers_compute_at_the_same_time() {
     let options = EngineOptions {
         workers: 2,
-        ..options()
+        ..options(EngineKind::OnnxRuntime)
     };
     let model = load_shared(options, "loop").await;
     assert_eq!(model.status().workers, 2);
@@ -155,7 +155,7 @@ async fn several_workers_compute_at_the_same_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_take_turns() {
-    let model = load_shared(options(), "loop").await;
+    let model = load_shared(options(EngineKind::OnnxRuntime), "loop").await;
     let rounds = |n| vec![i64s("rounds", &[], &[n]), f32s("start", &[1], &[0.0])];
     let endless = ask(&model, 0, rounds(1 << 62));
     while model.status().running == 0 {
@@ -196,7 +196,7 @@ async fn callers_take_turns() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_worker_was_killed_from_outside_is_computed_again() {
-    let model = load_shared(options(), "loop").await;
+    let model = load_shared(options(EngineKind::OnnxRuntime), "loop").await;
     let rounds = vec![
         i64s("rounds", &[], &[50_000_000]),
         f32s("start", &[1], &[0.0]),
@@ -218,7 +218,7 @@ async fn a_request_whose_worker_was_killed_from_outside_is_computed_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_cannot_bear_a_warm_up_is_loaded_all_the_same() {
-    let engine = Engine::new(options()).unwrap();
+    let engine = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
     // Its indices are out of range for what is made up.
     let model = engine
         .load(model_file(&model_bytes("gather")))

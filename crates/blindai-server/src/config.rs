@@ -4,6 +4,7 @@
 //! machine with 16 GiB. Everything here is covered by [`Config::digest`], which stands in the
 //! evidence, because the one who writes this file is the adversary.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blindai_collateral::{CollateralError, Source};
-use blindai_core::{Digest, Tee};
+use blindai_core::{Digest, EngineKind, ModelName, Tee};
 use blindai_engine::Isolation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -115,8 +116,12 @@ impl CollateralConfig {
 /// `[engine]`: what runs the models.
 #[derive(Clone, Debug, Serialize)]
 pub struct EngineConfig {
-    /// The ONNX Runtime library; its SHA-256 is pinned in the program. Default: the file
-    /// `libonnxruntime.so.1.28.0` beside the program.
+    /// `onnxruntime` or `tract`, for every model that has no override. Default `onnxruntime`.
+    pub kind: EngineKind,
+    /// Models that run on another engine.
+    pub overrides: Vec<EngineOverride>,
+    /// The ONNX Runtime library; its SHA-256 is pinned in the program. Not looked at when every model
+    /// runs on tract. Default: the file `libonnxruntime.so.1.28.0` beside the program.
     pub onnxruntime: Option<PathBuf>,
     /// Workers per model, each with the model in its memory. Default 1.
     pub workers: usize,
@@ -145,6 +150,34 @@ pub struct BatchingConfig {
     pub max_delay_ms: u64,
     /// Whether only requests of one caller meet in a batch. Default true.
     pub strict: bool,
+}
+
+/// `[[engine.overrides]]`: the engine of one model, in all its versions.
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineOverride {
+    /// The name under which the model is uploaded.
+    pub model: ModelName,
+    pub kind: EngineKind,
+}
+
+impl EngineConfig {
+    /// What runs the model of this name.
+    pub fn kind_of(&self, model: &ModelName) -> EngineKind {
+        let own = self.overrides.iter().find(|own| own.model == *model);
+        own.map_or(self.kind, |own| own.kind)
+    }
+
+    /// Whether any model may run on this engine.
+    pub fn uses(&self, kind: EngineKind) -> bool {
+        self.kind == kind || self.overrides.iter().any(|own| own.kind == kind)
+    }
+
+    fn is_contradictory(&self) -> bool {
+        let names = self.overrides.iter().map(|own| own.model.as_str());
+        let names: HashSet<_> = names.collect();
+        names.len() < self.overrides.len()
+    }
 }
 
 /// `[limits]`: all are checked before memory is taken.
@@ -291,6 +324,8 @@ impl Config {
                 timeout_seconds: s.within("timeout_seconds", 30, 1..=YEAR),
             }),
             engine: root.section("engine", |s| EngineConfig {
+                kind: s.get("kind", EngineKind::OnnxRuntime),
+                overrides: s.get("overrides", Vec::new()),
                 onnxruntime: s.optional("onnxruntime"),
                 workers: s.within("workers", 1, 1..=1024),
                 threads: s.within("threads", 0, 0..=COUNT),
@@ -326,6 +361,9 @@ impl Config {
         }
         if self.limits.body_bytes > self.limits.inflight_bytes {
             errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
+        }
+        if self.engine.is_contradictory() {
+            errors.push("engine.overrides names a model twice".to_owned());
         }
         if let Some(Err(fact)) = self.traces.endpoint.as_deref().map(Endpoint::parse) {
             errors.push(format!("traces.endpoint: {fact}"));
@@ -557,6 +595,8 @@ mod tests {
         for text in [
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
+            "[engine]\nkind = 'tract'",
+            "[[engine.overrides]]\nmodel = 'm'\nkind = 'tract'",
             "[engine]\nisolation = 'full'",
             "[engine.batching]\nstrict = false",
             "[tls]\nfolder = 'x'",
@@ -571,10 +611,28 @@ mod tests {
     }
 
     #[test]
+    fn a_model_may_have_an_engine_of_its_own() {
+        let text = "[[engine.overrides]]\nmodel = 'small'\nkind = 'tract'";
+        let engine = Config::from_toml(text).unwrap().engine;
+        let kind = |name: &str| engine.kind_of(&name.parse().unwrap());
+        assert_eq!(kind("small"), EngineKind::Tract);
+        assert_eq!(kind("smaller"), EngineKind::OnnxRuntime);
+        assert!(engine.uses(EngineKind::Tract) && engine.uses(EngineKind::OnnxRuntime));
+        let engine = Config::from_toml("[engine]\nkind = 'tract'")
+            .unwrap()
+            .engine;
+        assert!(!engine.uses(EngineKind::OnnxRuntime));
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         for text in [
             "[limits]\nmodel_bytes = 9000000000000",
             "[collateral]\nsource = 'ftp://x'",
+            "[engine]\noverrides = [{model = 'm', kind = 'tract'}, {model = 'm', kind = 'tract'}]",
+            "[engine]\noverrides = [{model = 'm', kind = 'tract', threads = 1}]",
+            "[engine]\noverrides = [{model = 'a/b', kind = 'tract'}]",
+            "[engine]\nkind = 'tensorflow'",
             "[traces]\nendpoint = 'https://x'",
             "[traces]\nsample_ratio = 1.5",
             "[traces]\nsample_ratio = nan",

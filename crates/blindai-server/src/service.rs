@@ -13,7 +13,7 @@ use blindai_engine::{Caller, Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{Budget, Reservation};
-use crate::config::Limits;
+use crate::config::{EngineConfig, Limits};
 use crate::identity::{Identity, Share};
 use crate::registry::{Claim, Model, Registry};
 use crate::telemetry::{self, Gauges, ModelGauges, Telemetry, exposition};
@@ -21,6 +21,7 @@ use crate::telemetry::{self, Gauges, ModelGauges, Telemetry, exposition};
 /// The product.
 pub struct Service {
     limits: Limits,
+    choice: EngineConfig,
     engine: Engine,
     identity: Arc<Identity>,
     registry: Arc<Registry>,
@@ -50,11 +51,13 @@ impl Service {
     /// A service that holds no models and is not ready yet.
     pub fn new(
         limits: Limits,
+        choice: EngineConfig,
         engine: Engine,
         identity: Arc<Identity>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
         Self {
+            choice,
             telemetry,
             engine,
             identity,
@@ -193,7 +196,8 @@ impl Service {
             return Err(self.memory_exhausted());
         }
         let begun = Instant::now();
-        let loaded = self.engine.load(Arc::new(file)).await?;
+        let engine = self.choice.kind_of(name);
+        let loaded = self.engine.load_on(engine, Arc::new(file)).await?;
         self.telemetry.loaded(size_bytes, begun.elapsed());
         let resident_bytes = loaded.status().resident_bytes;
         if !memory.grow(resident_bytes.saturating_sub(size_bytes)) {
@@ -206,6 +210,7 @@ impl Service {
             digest,
             size_bytes,
             signature: loaded.signature().clone(),
+            engine,
             uploaded_at: unix_seconds(),
             metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
         };

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blindai_core::{Code, Error, Tee};
-use blindai_engine::{Barriers, Batching, Engine, EngineOptions};
+use blindai_core::{Code, EngineKind, Error, Tee};
+use blindai_engine::{Barriers, Batching, Engine, EngineOptions, TRACT};
 use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
@@ -53,6 +53,7 @@ impl Server {
         config: &Config,
         attester: Box<dyn Attester>,
     ) -> Result<Self, StartError> {
+        require_built_in(&config.engine)?;
         let engine = Engine::new(engine_options(&config.engine, &config.limits))
             .map_err(|error| StartError::new(StartKind::Engine, error))?;
         let barriers = engine.barriers().await;
@@ -74,6 +75,7 @@ impl Server {
         let (telemetry, exporter) = telemetry(config)?;
         let service = Arc::new(Service::new(
             config.limits.clone(),
+            config.engine.clone(),
             engine,
             identity.clone(),
             telemetry.clone(),
@@ -213,9 +215,22 @@ fn telemetry(config: &Config) -> Result<(Arc<Telemetry>, Option<Exporter>), Star
     Ok((Arc::new(telemetry), exporter))
 }
 
+fn require_built_in(engine: &EngineConfig) -> Result<(), StartError> {
+    if TRACT || !engine.uses(EngineKind::Tract) {
+        return Ok(());
+    }
+    let fact = "engine: tract is chosen, and this program was built without it";
+    let error = Error::new(Code::InvalidRequest, fact)
+        .with_remedy("choose onnxruntime, or build with the feature `tract`");
+    Err(StartError::new(StartKind::Config, error))
+}
+
 fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
-    let library = engine.onnxruntime.clone().unwrap_or_else(find_library);
-    let mut options = EngineOptions::new(library);
+    let mut options = match engine.uses(EngineKind::OnnxRuntime) {
+        true => EngineOptions::new(engine.onnxruntime.clone().unwrap_or_else(find_library)),
+        false => EngineOptions::tract(),
+    };
+    options.kind = engine.kind;
     options.threads = match engine.threads {
         0 => (options.threads / engine.workers).max(1),
         threads => threads,

@@ -324,6 +324,7 @@ impl Server {
             digest,
             size_bytes: body.len() as u64,
             signature: Signature::default(),
+            engine: blindai_core::EngineKind::OnnxRuntime,
             uploaded_at: 0,
             metrics_slot: None,
         };

@@ -6,7 +6,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
-use super::metadata::{PLATFORM, TensorMetadata};
+use super::metadata::{TensorMetadata, platform};
 use super::protobuf::Message;
 use crate::{DType, ModelInfo};
 
@@ -47,8 +47,8 @@ impl ModelConfig {
         let tensors = |specs: &[crate::TensorSpec]| specs.iter().map(TensorConfig::new).collect();
         Self {
             name: info.name.to_string(),
-            platform: PLATFORM,
-            backend: "onnxruntime",
+            platform: platform(info.engine),
+            backend: info.engine.as_str(),
             max_batch_size: 0,
             input: tensors(&info.signature.inputs),
             output: tensors(&info.signature.outputs),

@@ -2,10 +2,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::protobuf::Message;
-use crate::{DType, ModelInfo, TensorSpec};
-
-/// What the models are, in Triton's words.
-pub const PLATFORM: &str = "onnxruntime_onnx";
+use crate::{DType, EngineKind, ModelInfo, TensorSpec};
 
 /// The answer to `GET /v2`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +25,14 @@ impl ServerMetadata {
     }
 }
 
+/// What the models of an engine are, in Triton's words.
+pub(super) fn platform(engine: EngineKind) -> &'static str {
+    match engine {
+        EngineKind::OnnxRuntime => "onnxruntime_onnx",
+        EngineKind::Tract => "tract_onnx",
+    }
+}
+
 /// The answer to `GET /v2/models/{model}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelMetadata {
@@ -45,7 +50,7 @@ impl ModelMetadata {
         Self {
             name: info.name.to_string(),
             versions,
-            platform: PLATFORM.to_owned(),
+            platform: platform(info.engine).to_owned(),
             inputs: tensors(&info.signature.inputs),
             outputs: tensors(&info.signature.outputs),
         }

@@ -9,11 +9,18 @@ use blindai_core::{Code, Error, Result};
 #[derive(Default)]
 pub(super) struct Graph<'a> {
     shaped: Vec<&'a [u8]>,
+    functions: Vec<&'a [u8]>,
     /// Inputs of which some dimension may be any size.
     open_inputs: usize,
 }
 
 impl Graph<'_> {
+    /// The names of the model's own functions.
+    #[cfg_attr(not(feature = "tract"), allow(dead_code))]
+    pub(super) fn functions(&self) -> impl Iterator<Item = String> {
+        self.functions.iter().map(|name| lossy(name))
+    }
+
     /// Whether the input or output states its dimensions, be there none.
     pub(super) fn has_shape(&self, name: &str) -> bool {
         self.shaped.contains(&name.as_bytes())
@@ -57,6 +64,7 @@ pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
     walk.functions(&functions)?;
     let called = Functions::new(&functions)?;
     called.check_expansion(model)?;
+    seen.functions = called.bodies.keys().map(|[_, name, _]| *name).collect();
     Ok(seen)
 }
 

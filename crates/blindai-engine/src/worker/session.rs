@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use blindai_core::{Code, DType, Dim, Error, Result, Signature, TensorSpec};
@@ -14,7 +13,8 @@ use ort::value::{DynTensorValueType, DynValue, Tensor, TensorElementType, Tensor
 use ort::{AsPointer as _, ep};
 
 use super::onnx::Graph;
-use crate::protocol::{ALIGNMENT, Failure, Place, Run, Setup};
+use super::writer::Writer;
+use crate::protocol::{Failure, Place, Run, Setup};
 
 pub(super) struct Model {
     session: Session,
@@ -59,12 +59,7 @@ impl Model {
         let specs = &self.signature.inputs;
         let value = |place: &'a Place| {
             let spec = specs.get(place.index).ok_or(Failure::Other)?;
-            let end = place
-                .offset
-                .checked_add(place.bytes)
-                .ok_or(Failure::Other)?;
-            let data = inputs.get(place.offset as usize..end as usize);
-            let value = input(spec.dtype, &place.shape, data.ok_or(Failure::Other)?);
+            let value = input(spec.dtype, &place.shape, place.data(inputs)?);
             let value = value.map_err(|error| run_failure(&error))?;
             Ok((Cow::Borrowed(spec.name.as_str()), value))
         };
@@ -75,15 +70,11 @@ impl Model {
             .collect::<Result<Vec<_>, Failure>>()?;
         let result = self.session.run_with_options(values, options);
         let values = result.map_err(|error| run_failure(&error))?;
-        let mut writer = Writer {
-            file: outputs,
-            limit: self.output_bytes,
-            offset: 0,
-        };
+        let mut writer = Writer::new(outputs, self.output_bytes);
         let place = |&index: &usize| {
             let spec = self.signature.outputs.get(index).ok_or(Failure::Other)?;
             let value = values.get(&spec.name).ok_or(Failure::Output(index))?;
-            writer.write(index, spec.dtype, value)
+            write(&mut writer, index, spec.dtype, value)
         };
         run.outputs.iter().map(place).collect()
     }
@@ -246,75 +237,37 @@ fn strings(shape: &[usize], mut data: &[u8]) -> ort::Result<Tensor<String>> {
     Ok(tensor)
 }
 
-/// Puts outputs into the shared memory, one after the other.
-struct Writer<'a> {
-    file: &'a File,
-    limit: u64,
-    offset: u64,
-}
-
-impl Writer<'_> {
-    fn write(&mut self, index: usize, want: DType, value: &DynValue) -> Result<Place, Failure> {
-        let tensor = value.view().downcast::<DynTensorValueType>();
-        let tensor = tensor.map_err(|_| Failure::Output(index))?;
-        let shape: Option<Vec<usize>> = tensor
-            .shape()
-            .iter()
-            .map(|dim| usize::try_from(*dim).ok())
-            .collect();
-        let shape = shape.filter(|_| dtype(*tensor.data_type()) == Some(want));
-        let shape = shape.ok_or(Failure::Output(index))?;
-        let elements: usize = shape.iter().product();
-        let bytes = match want.size() {
-            None => {
-                let strings = value
-                    .try_extract_strings()
-                    .map_err(|_| Failure::Output(index))?
-                    .1;
-                self.put(&encode(&strings).ok_or(Failure::OutputsTooLarge)?)?
-            }
-            Some(_) if elements == 0 => 0,
-            Some(size) => {
-                let bytes = elements.checked_mul(size).ok_or(Failure::Output(index))?;
-                // SAFETY: the tensor lives on the CPU (there is no other provider), is not of
-                // strings, has this element size and number of elements, and nothing writes to it
-                // any more.
-                let data = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), bytes) };
-                self.put(data)?
-            }
-        };
-        let place = Place {
-            index,
-            shape,
-            offset: self.offset,
-            bytes,
-        };
-        self.offset = (self.offset + bytes).next_multiple_of(ALIGNMENT);
-        Ok(place)
-    }
-
-    fn put(&self, data: &[u8]) -> Result<u64, Failure> {
-        let bytes = data.len() as u64;
-        if self
-            .offset
-            .checked_add(bytes)
-            .is_none_or(|end| end > self.limit)
-        {
-            return Err(Failure::OutputsTooLarge);
+fn write(
+    writer: &mut Writer<'_>,
+    index: usize,
+    want: DType,
+    value: &DynValue,
+) -> Result<Place, Failure> {
+    let tensor = value.view().downcast::<DynTensorValueType>();
+    let tensor = tensor.map_err(|_| Failure::Output(index))?;
+    let shape: Option<Vec<usize>> = tensor
+        .shape()
+        .iter()
+        .map(|dim| usize::try_from(*dim).ok())
+        .collect();
+    let shape = shape.filter(|_| dtype(*tensor.data_type()) == Some(want));
+    let shape = shape.ok_or(Failure::Output(index))?;
+    let elements: usize = shape.iter().product();
+    match want.size() {
+        None => {
+            let strings = value.try_extract_strings();
+            let strings = strings.map_err(|_| Failure::Output(index))?.1;
+            writer.write_strings(index, shape, &strings)
         }
-        let written = self.file.write_all_at(data, self.offset);
-        written.map(|()| bytes).map_err(|_| Failure::Other)
+        Some(_) if elements == 0 => writer.write(index, shape, &[]),
+        Some(size) => {
+            let bytes = elements.checked_mul(size).ok_or(Failure::Output(index))?;
+            // SAFETY: the tensor lives on the CPU (there is no other provider), is not of strings,
+            // has this element size and number of elements, and nothing writes to it any more.
+            let data = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), bytes) };
+            writer.write(index, shape, data)
+        }
     }
-}
-
-fn encode(strings: &[String]) -> Option<Vec<u8>> {
-    let mut data = Vec::new();
-    for string in strings {
-        let length = u32::try_from(string.len()).ok()?;
-        data.extend_from_slice(&length.to_le_bytes());
-        data.extend_from_slice(string.as_bytes());
-    }
-    Some(data)
 }
 
 /// The message speaks of the model, which its owner sent himself: it is passed on.

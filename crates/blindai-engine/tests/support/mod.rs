@@ -1,13 +1,13 @@
 //! What the tests of the engine share.
 
 // No test file uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blindai_core::{DType, NamedTensor, Result, Tensor};
+use blindai_core::{DType, EngineKind, NamedTensor, Result, Tensor};
 use blindai_engine::{
     Caller, Engine, EngineOptions, LoadedModel, ModelFile, ModelWriter, WorkerCommand,
 };
@@ -28,15 +28,83 @@ pub fn onnxruntime() -> PathBuf {
     path
 }
 
-/// Two compute threads everywhere, so that results and failures do not depend on the machine.
-pub fn options() -> EngineOptions {
+/// Makes a test of each function for each engine.
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod onnxruntime {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(super::EngineKind::OnnxRuntime).await;
+            })*
+        }
+        #[cfg(feature = "tract")]
+        mod tract {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(super::EngineKind::Tract).await;
+            })*
+        }
+    };
+}
+
+/// Two compute threads everywhere, so that results and failures do not depend on the machine. For
+/// tract without the library, as an operator has it who wants no C++.
+pub fn options(on: EngineKind) -> EngineOptions {
+    let defaults = match on {
+        EngineKind::OnnxRuntime => EngineOptions::new(onnxruntime()),
+        EngineKind::Tract => EngineOptions::tract(),
+    };
     EngineOptions {
         worker: WorkerCommand {
             program: env!("CARGO_BIN_EXE_blindai-worker").into(),
             arguments: vec![],
         },
         threads: 2,
-        ..EngineOptions::new(onnxruntime())
+        ..defaults
+    }
+}
+
+/// A model that one request keeps busy for longer than any test waits, and others not at all. tract
+/// has no `Loop`; a `Scan` over many elements is the longest node it runs.
+pub struct Slow {
+    pub model: &'static str,
+    on: EngineKind,
+}
+
+impl Slow {
+    pub fn on(on: EngineKind) -> Self {
+        let model = match on {
+            EngineKind::OnnxRuntime => "loop",
+            EngineKind::Tract => "scan",
+        };
+        Self { model, on }
+    }
+
+    pub fn endless(&self) -> Vec<NamedTensor> {
+        match self.on {
+            EngineKind::OnnxRuntime => self.quick(1 << 62),
+            EngineKind::Tract => self.quick(1 << 25),
+        }
+    }
+
+    pub fn quick(&self, rounds: usize) -> Vec<NamedTensor> {
+        let start = f32s("start", &[1], &[0.0]);
+        let rounds = match self.on {
+            EngineKind::OnnxRuntime => i64s("rounds", &[], &[rounds as i64]),
+            EngineKind::Tract => {
+                let rounds = Tensor::new(DType::U8, vec![rounds], vec![0; rounds].into());
+                NamedTensor::new("rounds", rounds.unwrap())
+            }
+        };
+        vec![rounds, start]
+    }
+
+    pub fn answer(&self, rounds: usize) -> Vec<NamedTensor> {
+        let last = match self.on {
+            EngineKind::OnnxRuntime => 0.0,
+            EngineKind::Tract => rounds as f32,
+        };
+        vec![f32s("y", &[1], &[last])]
     }
 }
 
@@ -55,8 +123,8 @@ pub async fn load_with(options: EngineOptions, name: &str) -> LoadedModel {
     engine.load(model_file(&model_bytes(name))).await.unwrap()
 }
 
-pub async fn load(name: &str) -> LoadedModel {
-    load_with(options(), name).await
+pub async fn load(on: EngineKind, name: &str) -> LoadedModel {
+    load_with(options(on), name).await
 }
 
 /// Runs for all outputs.
