@@ -227,7 +227,7 @@ impl Lane {
     }
 
     async fn fly(&mut self, jobs: &mut [Job]) -> Result<Vec<Answer>, Trouble> {
-        let run = Run {
+        let mut run = Run {
             id: 0,
             inputs: place(&self.shared.signature, jobs),
             outputs: jobs[0].outputs.clone(),
@@ -236,7 +236,7 @@ impl Lane {
         let shared = self.shared.clone();
         let worker = self.ready().await?;
         write_inputs(worker, &run.inputs, jobs)?;
-        worker.send(&run)?;
+        worker.send(&mut run)?;
         let ran = tokio::select! {
             biased;
             ran = worker.answer() => ran?,
@@ -477,7 +477,7 @@ async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
         reply,
     };
     let jobs = [job];
-    let run = Run {
+    let mut run = Run {
         id: 0,
         inputs: place(signature, &jobs),
         outputs: jobs[0].outputs.clone(),
@@ -485,7 +485,7 @@ async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
     if run.inputs.iter().map(|place| place.bytes).sum::<u64>() > WARM_UP_BYTES {
         return true;
     }
-    if write_inputs(worker, &run.inputs, &jobs).is_err() || worker.send(&run).is_err() {
+    if write_inputs(worker, &run.inputs, &jobs).is_err() || worker.send(&mut run).is_err() {
         return false;
     }
     // That the model fails on such inputs is its right.

@@ -112,13 +112,11 @@ impl Worker {
         self.process.pid
     }
 
-    /// Hands a request over. The inputs must be in place.
-    pub(crate) fn send(&mut self, run: &Run) -> Result<(), Trouble> {
+    /// Hands a request over, under a number of its own. The inputs must be in place.
+    pub(crate) fn send(&mut self, run: &mut Run) -> Result<(), Trouble> {
         self.requests += 1;
-        let message = encode(&Run {
-            id: self.requests,
-            ..run.clone()
-        })?;
+        run.id = self.requests;
+        let message = encode(run)?;
         let sent = rustix::net::send(&self.control, &message, SendFlags::NOSIGNAL);
         if sent != Ok(message.len()) {
             return Err(Trouble::Gone);
