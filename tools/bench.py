@@ -131,10 +131,15 @@ def bench_model(client: blindai.Client, name: str, path: Path, calls: int) -> di
 
 def bench_identity(address: str, folder: Path) -> list[dict]:
     """The whole path, as the percentiles of one client that sends one request after the other."""
+    rows = []
     with uploaded(address, {"identity": folder / "identity.onnx"}):
-        runs = [generate(address, "identity", seconds=LOAD_SECONDS) for _ in range(ROUNDS)]
-    latency = {q: statistics.median(run["latency_ms"][q] for run in runs) for q in ("p50", "p99")}
-    return [row(f"identity f32[1] {q}", value) for q, value in latency.items()]
+        for protocol in ("http", "grpc"):
+            given = ["--protocol", protocol]
+            runs = [generate(address, "identity", given) for _ in range(ROUNDS)]
+            for q in ("p50", "p99"):
+                latency = statistics.median(run["latency_ms"][q] for run in runs)
+                rows.append(row(f"identity f32[1] {q} {protocol}", latency))
+    return rows
 
 
 def bench_load(address: str, folder: Path, with_peers: bool) -> list[dict]:

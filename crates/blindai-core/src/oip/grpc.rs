@@ -84,6 +84,17 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
     })
 }
 
+/// Writes `ModelInferRequest`, its inputs as raw contents. Outputs are not named: all are answered.
+pub fn encode_infer_request(model: &ModelId, inputs: &[NamedTensor]) -> Bytes {
+    Message::of(|m| {
+        m.text(1, &model.name);
+        m.text(2, model.version.as_deref().unwrap_or_default());
+        inputs.iter().for_each(|input| describe(input, 5, m));
+        let raw = inputs.iter().map(|input| input.tensor.data());
+        raw.for_each(|data| m.element(7, data));
+    })
+}
+
 /// Writes `ModelInferResponse`; its parts follow each other.
 pub fn encode_infer(response: &InferResponse) -> Vec<Bytes> {
     parts(response, |m| write_head(response, m))
@@ -383,17 +394,21 @@ fn write_head(response: &InferResponse, m: &mut Message) {
 fn parts(response: &InferResponse, head: impl FnOnce(&mut Message)) -> Vec<Bytes> {
     let described = Message::of(|m| {
         head(m);
-        for NamedTensor { name, tensor } in &response.outputs {
-            m.message(5, |m| {
-                m.text(1, name);
-                m.text(2, tensor.dtype().as_str());
-                m.integers(3, tensor.shape().iter().map(|&size| size as i64));
-            });
-        }
+        let outputs = response.outputs.iter();
+        outputs.for_each(|output| describe(output, 5, m));
     });
     let raw = response.outputs.iter().map(|output| output.tensor.data());
     let raw = raw.flat_map(|data| [Message::of(|m| m.announce(6, data.len())), data.clone()]);
     std::iter::once(described).chain(raw).collect()
+}
+
+/// A tensor without its bytes, as the field of this number.
+fn describe(NamedTensor { name, tensor }: &NamedTensor, number: u32, m: &mut Message) {
+    m.message(number, |m| {
+        m.text(1, name);
+        m.text(2, tensor.dtype().as_str());
+        m.integers(3, tensor.shape().iter().map(|&size| size as i64));
+    });
 }
 
 #[cfg(test)]
@@ -427,6 +442,22 @@ mod tests {
 
     fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
         result.unwrap_err().code()
+    }
+
+    #[test]
+    fn what_a_client_writes_is_read() {
+        let model = ModelId {
+            name: "m".into(),
+            version: Some("2".into()),
+        };
+        let input = |name: &str, data: &'static [u8]| {
+            let tensor = Tensor::new(DType::U8, vec![1, data.len()], Bytes::from_static(data));
+            NamedTensor::new(name, tensor.unwrap())
+        };
+        let inputs = [input("x", &[1, 2]), input("y", &[])];
+        let call = decode_infer(encode_infer_request(&model, &inputs), ROOM).unwrap();
+        assert_eq!((call.model, call.copied), (model, 0));
+        assert_eq!(call.request.inputs, inputs);
     }
 
     #[test]

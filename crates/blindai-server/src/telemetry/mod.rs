@@ -10,6 +10,7 @@ mod histogram;
 mod model;
 mod port;
 mod request;
+mod throttle;
 mod traces;
 
 use std::sync::Arc;
@@ -21,11 +22,13 @@ use histogram::{Durations, durations};
 pub use model::{ModelMetrics, Slots};
 pub use port::{Metered, Port, PortCounters};
 pub use request::{Outcome, Requests, Watched, answered, computed, decoded, watch};
+pub use throttle::Throttle;
 pub use traces::{Endpoint, Exporter, TraceContext, Traces};
 
 /// All that is counted.
 pub struct Telemetry {
     pub requests: Requests,
+    pub refusals: Throttle,
     pub slots: Slots,
     pub attested: Arc<PortCounters>,
     pub public: Arc<PortCounters>,
@@ -41,6 +44,7 @@ impl Telemetry {
     pub fn new(metrics: bool, traces: Option<Traces>) -> Self {
         Self {
             requests: Requests::default(),
+            refusals: Throttle::default(),
             slots: Slots::default(),
             attested: Arc::default(),
             public: Arc::default(),
