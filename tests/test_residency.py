@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 import triton
 from conftest import connect
-from support import PATIENCE, Http, Server, has_ended, run_slowly, wait_for
+from support import PATIENCE, Http, Server, binary, has_ended, run_slowly, wait_for
 from test_observability import Metrics, metrics_with
 
 import blindai
@@ -191,6 +193,13 @@ def test_a_file_that_is_no_model_ends_the_start(tmp_path: Path):
     file.write_bytes(b"not a model")
     models = [entry(tmp_path, "good", 1), {"name": "bad", "path": str(file)}]
     assert_not_started(Server(tmp_path, models=models), str(file), "model-invalid")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    pipe = tmp_path / "model.onnx"
+    os.mkfifo(pipe)
+    models = [entry(tmp_path, "good", 1), {"name": "bad", "path": str(pipe)}]
+    assert_not_started(Server(tmp_path, models=models), str(pipe), "model-unavailable")
 
 
 @pytest.mark.parametrize(
@@ -484,6 +493,18 @@ def test_new_content_under_load_fails_no_request(tmp_path: Path, version: str | 
             assert seen[-1] == 10
         if version:
             wait_for(lambda: len(server.workers()) == 1, "the workers of old content to end")
+
+
+def test_the_command_replaces(tmp_path: Path):
+    with Server(tmp_path) as server, connect(server) as client:
+        for number, more in [(1, []), (2, ["--replace"])]:
+            file = tmp_path / "m.onnx"
+            file.write_bytes(adding(number))
+            where = [str(file), "--version", "1", *more, "--simulation", "--json"]
+            command = [str(binary()), "models", "upload", *where, "--server", server.address]
+            uploaded = json.loads(subprocess.check_output(command))
+            assert (uploaded["version"], uploaded["loaded"]) == ("1", True)
+            assert answer(client, "m") == number
 
 
 def test_only_who_asks_for_it_replaces(tmp_path: Path):

@@ -206,6 +206,15 @@ const CHUNKS_AHEAD: usize = 4;
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_upload_replaces_only_when_it_is_told_to() {
+        let name = "m".parse().unwrap();
+        let upload = || Upload::bytes(&name, vec![1]).version("7".parse().unwrap());
+        assert_eq!(upload().path(), "/v1/models/m/versions/7");
+        let replacing = upload().replace(true).path();
+        assert_eq!(replacing, "/v1/models/m/versions/7?replace=true");
+    }
+
     fn info(digest: Digest) -> ModelInfo {
         ModelInfo {
             name: "m".parse().unwrap(),

@@ -1,11 +1,13 @@
 //! Where models come from that can be read again.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use blindai_core::{Code, Error, Result};
 use blindai_engine::{ModelFile, ModelWriter};
+use rustix::fs::OFlags;
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// Where the content of a model is while it is not in memory.
 #[derive(Clone, Debug)]
@@ -15,52 +17,70 @@ pub enum Origin {
     File(PathBuf),
 }
 
+/// Content that is about to be read.
+pub struct Content {
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    size_bytes: u64,
+}
+
 impl Origin {
-    /// How long the content is, in bytes.
+    /// Begins to read the content.
     ///
     /// # Errors
     /// [`Code::ModelUnavailable`]
-    pub async fn size_bytes(&self) -> Result<u64> {
+    pub async fn open(&self) -> Result<Content> {
         let Self::File(path) = self;
-        let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
-        match metadata.is_file() {
-            true => Ok(metadata.len()),
-            // A device or a pipe might never end.
-            false => Err(unreadable("it is not a file")),
-        }
-    }
-
-    /// Reads the content into sealed memory, `size_bytes` of it and no more: that much was reserved.
-    ///
-    /// # Errors
-    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more.
-    pub async fn read(&self, size_bytes: u64) -> Result<ModelFile> {
-        let Self::File(path) = self.clone();
-        let read = move || read_file(&path, size_bytes);
-        let read = tokio::task::spawn_blocking(read).await;
-        read.unwrap_or_else(|_| Err(unreadable("reading was given up")))
+        let (file, size_bytes) = open_file(path).await?;
+        Ok(Content {
+            reader: Box::new(file),
+            size_bytes,
+        })
     }
 }
 
-fn read_file(path: &Path, size_bytes: u64) -> Result<ModelFile> {
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut writer = ModelWriter::new(size_bytes)?;
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        match file.read(&mut piece).map_err(unreadable)? {
-            0 => return writer.finish(),
-            length => writer.write(&piece[..length])?,
+impl Content {
+    /// How much there is, in bytes, as the origin says.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Reads it into sealed memory, as much as was said and no more: that much was reserved.
+    ///
+    /// # Errors
+    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more.
+    pub async fn read(mut self) -> Result<ModelFile> {
+        let mut writer = ModelWriter::new(self.size_bytes)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            match self.reader.read(&mut piece).await.map_err(unreadable)? {
+                0 => return writer.finish(),
+                length => writer.write(&piece[..length])?,
+            }
         }
+    }
+}
+
+async fn open_file(path: &Path) -> Result<(File, u64)> {
+    // A pipe would keep us waiting for somebody to write to it, a device might never end.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(flags).open(path).await;
+    let file = opened.map_err(unreadable)?;
+    let metadata = file.metadata().await.map_err(unreadable)?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(unreadable("it is not a file")),
     }
 }
 
 /// Whoever calls the model reads this: no path.
-fn unreadable(reason: impl std::fmt::Display) -> Error {
+fn unreadable(reason: impl fmt::Display) -> Error {
     let fact = format!("the content of the model cannot be read: {reason}");
     Error::new(Code::ModelUnavailable, fact)
 }
 
-const PIECE_BYTES: usize = 1 << 20;
+/// Hashing so much does not keep others from the thread for long.
+const PIECE_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -76,18 +96,21 @@ mod tests {
         let origin = Origin::File(file.path().to_owned());
         for content in [&b"one"[..], b"onetwo"] {
             file.write_all(&content[content.len() - 3..]).unwrap();
-            let size = origin.size_bytes().await.unwrap();
-            let read = origin.read(size).await.unwrap();
+            let found = origin.open().await.unwrap();
+            assert_eq!(found.size_bytes(), content.len() as u64);
+            let read = found.read().await.unwrap();
             assert_eq!(read.digest(), Digest::of(content));
         }
-        let error = origin.read(5).await.unwrap_err();
+        let found = origin.open().await.unwrap();
+        file.write_all(b"more").unwrap();
+        let error = found.read().await.unwrap_err();
         assert_eq!(error.code(), Code::ModelTooLarge);
     }
 
     #[tokio::test]
     async fn what_is_no_file_is_not_read_and_not_named() {
         for path in ["/nowhere/secret", "/dev/zero", "/tmp"] {
-            let error = Origin::File(path.into()).size_bytes().await.unwrap_err();
+            let error = Origin::File(path.into()).open().await.err().unwrap();
             assert_eq!(error.code(), Code::ModelUnavailable);
             assert!(!error.to_string().contains(path), "{error}");
         }

@@ -88,14 +88,15 @@ impl Residency {
         limit: u64,
         expected: Option<Digest>,
     ) -> Result<Arrived> {
-        let size = origin.size_bytes().await?;
+        let content = origin.open().await?;
+        let size = content.size_bytes();
         if size > limit {
             let fact = format!("the model has {size} bytes, limits.model_bytes is {limit}");
             return Err(Error::new(Code::ModelTooLarge, fact));
         }
         let mut memory = self.memory.empty();
         self.reserve(&mut memory, size)?;
-        let file = origin.read(size).await?;
+        let file = content.read().await?;
         match expected {
             Some(expected) if expected != file.digest() => Err(changed(expected, file.digest())),
             _ => Ok(Arrived {
@@ -176,13 +177,13 @@ impl Residency {
     async fn load_again(&self, model: &Model, cause: LoadCause) -> Result<Resident> {
         let origin = model.origin.as_ref().ok_or_else(gone)?;
         let (size, digest) = (model.info.size_bytes, model.info.digest);
-        let found = origin.size_bytes().await?;
-        if found != size {
-            return Err(other_size(size, found));
+        let content = origin.open().await?;
+        if content.size_bytes() != size {
+            return Err(other_size(size, content.size_bytes()));
         }
         let mut memory = self.memory.empty();
         self.reserve_patiently(&mut memory, model).await?;
-        let file = origin.read(size).await?;
+        let file = content.read().await?;
         if file.digest() != digest {
             return Err(changed(digest, file.digest()));
         }
