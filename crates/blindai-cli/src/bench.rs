@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use blindai_client::{InferRequest, PreparedRequest};
+use blindai_client::{InferRequest, PreparedRequest, ReceiptRequest};
 use blindai_core::{ModelName, ModelVersion};
 use clap::Args;
 use tokio::runtime;
@@ -62,6 +62,9 @@ pub struct Arguments {
     /// How tensors travel to a server that attests nothing.
     #[arg(long, value_enum, default_value_t = Tensors::Binary, requires = "unattested")]
     tensors: Tensors,
+    /// Ask for a receipt with each request, and do not look at it.
+    #[arg(long, conflicts_with = "unattested")]
+    receipts: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -159,7 +162,10 @@ async fn attested(arguments: &Arguments, plan: &Plan) -> Result<(Attested, Subje
     let inputs = inputs::complete(&info.signature, given, &arguments.shapes, plan.seed)?;
     info.signature.check_inputs(&inputs)?;
     let version = Some(&info.version);
-    let request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
+    let mut request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
+    if arguments.receipts {
+        request = request.with_unchecked_receipt(&ReceiptRequest::default());
+    }
     let mut subject = Subject::new(connection.server(), name, version);
     subject.attested = true;
     subject.simulated = client.report().simulated();

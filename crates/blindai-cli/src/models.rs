@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::connection::Connection;
 use crate::output;
+use crate::receipt::Keep;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -33,6 +34,8 @@ enum Command {
         /// The model's version; the next number by default.
         #[arg(long)]
         version: Option<ModelVersion>,
+        #[command(flatten)]
+        keep: Keep,
         #[command(flatten)]
         common: Common,
     },
@@ -81,8 +84,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             file,
             name,
             version,
+            keep,
             common,
-        } => upload(&file, name, version, &common)?,
+        } => upload(&file, name, version, &keep, &common)?,
         Command::List { common } => list(&common)?,
         Command::Show { model, common } => show(&model, &common)?,
         Command::Delete { model, common } => delete(&model, &common)?,
@@ -94,6 +98,7 @@ fn upload(
     file: &Path,
     name: Option<ModelName>,
     version: Option<ModelVersion>,
+    keep: &Keep,
     common: &Common,
 ) -> Result<()> {
     let name = match name {
@@ -113,9 +118,16 @@ fn upload(
             shown.set_message("loading");
         }
     }));
-    let result = common.connection.open()?.upload(upload);
+    let client = common.connection.open()?;
+    let result = match keep.receipt {
+        Some(_) => client
+            .upload_with_receipt(upload)
+            .map(|(info, receipt)| (info, Some(receipt))),
+        None => client.upload(upload).map(|info| (info, None)),
+    };
     bar.finish_and_clear();
-    let info = result?;
+    let (info, receipt) = result?;
+    keep.save(receipt.as_ref())?;
     match common.json {
         true => output::print_json(&output::model_json(&info)),
         false => output::print(output::model(&info)),

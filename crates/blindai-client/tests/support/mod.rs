@@ -345,6 +345,7 @@ impl Server {
             model_name: "echo".to_owned(),
             model_version: Some("1".to_owned()),
             outputs: request.inputs,
+            receipt: None,
         };
         let encoded = oip::encode_response(&response, |_| OutputFormat::Binary).unwrap();
         let length = encoded.header_length.unwrap();

@@ -11,11 +11,13 @@ use axum::routing::get;
 use axum::{Json, Router};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use blindai_core::api::{CONTENT_DIGEST, Deleted, ModelList};
+use blindai_core::receipt::Deed;
 use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Result};
 
 use super::ApiError;
 use super::body::{Chunks, announced_length};
 use super::params::Params;
+use super::receipt;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -104,6 +106,7 @@ async fn store(
 ) -> Answer<Response> {
     let admission = service.admit_upload()?;
     let expected = content_digest(headers)?;
+    let asked = receipt::asked(headers)?;
     let announced = announced_length(headers);
     let mut incoming = service.begin_upload(announced)?;
     receive(service, body, &mut incoming, admission.deadline).await?;
@@ -113,7 +116,13 @@ async fn store(
     } else {
         StatusCode::OK
     };
-    Ok((status, Json(info)).into_response())
+    let model = (info.name.clone(), info.version.clone(), info.digest);
+    let mut response = (status, Json(info)).into_response();
+    if let Some(wish) = asked {
+        let signed = service.receipt(wish, Deed::Upload, model)?;
+        receipt::tell(response.headers_mut(), &signed);
+    }
+    Ok(response)
 }
 
 // Chunk by chunk into the model file: the body is never held as a whole.

@@ -6,9 +6,11 @@ use blindai_core::oip::{
 use blindai_core::{Code, Error, Result};
 
 use super::busy;
+use super::receipt::{self, Inputs};
 use crate::service::{Service, Turn};
 
-/// Runs the model and ranks the outputs of which a classification was asked for.
+/// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
+/// when one was.
 pub async fn infer(
     service: &Service,
     name: &str,
@@ -16,11 +18,16 @@ pub async fn infer(
     request: &mut InferRequest,
     turn: Turn,
 ) -> Result<InferResponse> {
-    let mut response = service.infer(name, version, request, turn).await?;
+    let asked = request.receipt.take();
+    let asked = asked.map(|wish| (wish, Inputs::of(request)));
+    let (mut response, model) = service.infer(name, version, request, turn).await?;
     if request.outputs.iter().any(|o| o.classification.is_some()) {
         busy(size(&response), || {
             oip::classify_outputs(request, &mut response)
         })?;
+    }
+    if let Some((wish, inputs)) = asked {
+        receipt::add(service, wish, inputs, model, &mut response).await?;
     }
     Ok(response)
 }
