@@ -231,6 +231,15 @@ def test_what_is_no_nonce_is_refused(server: Server, same: str, text: str):
         assert (answer.status, answer.json["code"]) == (400, "invalid-request")
 
 
+def test_more_inputs_than_fit_are_refused_before_they_are_digested(server: Server, same: str):
+    tensors = [{"name": f"{i}", "datatype": "INT8", "shape": [0], "data": []} for i in range(1025)]
+    with server.http() as http:
+        path = f"/v2/models/{same}/infer"
+        answer = http.request("POST", path, {"inputs": tensors}, blindai_receipt="true")
+    assert (answer.status, answer.json["code"]) == (400, "invalid-request")
+    assert "1025" in answer.json["fact"]
+
+
 def test_an_upload_over_rest(server: Server, client: blindai.Client, model: str):
     with server.http() as http:
         path = f"/v1/models/{model}"

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use ciborium::Value;
 use coset::{CoseSign1, CoseSign1Builder, HeaderBuilder, TaggedCborSerializable as _, iana};
 use serde_json::json;
@@ -24,6 +25,8 @@ pub const RECEIPT: &str = "blindai-receipt";
 pub const CONTENT_TYPE: &str = "application/vnd.blindai.receipt+cbor";
 /// The largest receipt, in bytes: in base64 it must fit into a line of an HTTP header.
 pub const RECEIPT_BYTES: usize = 32 * 1024;
+/// More tensors than fit into a receipt.
+pub const RECEIPT_TENSORS: usize = 1024;
 /// The longest nonce of a caller, in bytes.
 const NONCE_BYTES: usize = 64;
 const SIGNATURE_BYTES: usize = 64;
@@ -120,11 +123,16 @@ pub struct TensorDigest {
 impl TensorDigest {
     /// Digests a tensor under its name.
     pub fn of(named: &NamedTensor) -> Self {
+        Self::new(named, tensor_digest(&named.tensor))
+    }
+
+    /// A tensor whose digest is known.
+    pub fn new(named: &NamedTensor, digest: Digest) -> Self {
         Self {
             name: named.name.clone(),
             dtype: named.tensor.dtype(),
             shape: named.tensor.shape().to_vec(),
-            digest: tensor_digest(&named.tensor),
+            digest,
         }
     }
 
@@ -175,16 +183,43 @@ impl TensorDigest {
 /// The digest of a tensor: of its type, its shape and its bytes, little-endian and row-major, behind a
 /// prefix that nothing else is digested with.
 pub fn tensor_digest(tensor: &Tensor) -> Digest {
-    let mut hash = Sha256::new();
-    hash.update(TENSOR_DOMAIN);
-    hash.update(tensor.dtype().as_str());
-    hash.update([0]);
-    hash.update((tensor.shape().len() as u64).to_le_bytes());
-    for &size in tensor.shape() {
-        hash.update((size as u64).to_le_bytes());
+    let mut hasher = TensorHasher::new(tensor);
+    hasher.advance(usize::MAX);
+    hasher.finish()
+}
+
+/// Takes the digest of a tensor step by step, for who must not be away for long.
+pub struct TensorHasher {
+    hash: Sha256,
+    rest: Bytes,
+}
+
+impl TensorHasher {
+    /// Begins with everything but the elements.
+    pub fn new(tensor: &Tensor) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(TENSOR_DOMAIN);
+        hash.update(tensor.dtype().as_str());
+        hash.update([0]);
+        hash.update((tensor.shape().len() as u64).to_le_bytes());
+        for &size in tensor.shape() {
+            hash.update((size as u64).to_le_bytes());
+        }
+        let rest = tensor.data().clone();
+        Self { hash, rest }
     }
-    hash.update(tensor.data());
-    Digest::from_bytes(hash.finalize().into())
+
+    /// Takes at most so many bytes more, and says whether there are others after them.
+    pub fn advance(&mut self, bytes: usize) -> bool {
+        let taken = self.rest.split_to(bytes.min(self.rest.len()));
+        self.hash.update(taken);
+        !self.rest.is_empty()
+    }
+
+    /// The digest of what was taken.
+    pub fn finish(self) -> Digest {
+        Digest::from_bytes(self.hash.finalize().into())
+    }
 }
 
 /// What a caller puts into a receipt to know it again: 1 to 64 bytes.
@@ -559,6 +594,16 @@ mod tests {
         "9b51a8d87d40e7b62f73e81360574f8b17ca18ba8fd62a5cc3743d54bfd970f5",
         "b710ac8b8147c793ed1cbea2ebfce3f7eeefbb89efcaf76820efbd1bb2d13800",
     ];
+
+    #[test]
+    fn a_digest_is_the_same_in_steps() {
+        let x = tensor("x", DType::U8, &[10], &[7; 10]).tensor;
+        for step in [1, 3, 10, 11] {
+            let mut hasher = TensorHasher::new(&x);
+            while hasher.advance(step) {}
+            assert_eq!(hasher.finish(), tensor_digest(&x));
+        }
+    }
 
     #[test]
     fn a_digest_tells_types_and_shapes_apart() {

@@ -113,3 +113,31 @@ mod aws_lc {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+
+    use super::{ed25519, pure_rust};
+
+    #[test]
+    fn both_backends_say_the_same_of_a_receipts_signature() {
+        let key = Ed25519KeyPair::generate().unwrap();
+        let signed = b"what a receipt says";
+        let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
+        let signature: [u8; 64] = key.sign(signed).as_ref().try_into().unwrap();
+        for flipped in 0..=signature.len() * 8 {
+            let mut signature = signature;
+            let holds = flipped == signature.len() * 8;
+            if !holds {
+                signature[flipped / 8] ^= 1 << (flipped % 8);
+            }
+            assert_eq!(ed25519(&public, signed, &signature), holds, "{flipped}");
+            assert_eq!(pure_rust::ed25519(&public, signed, &signature), holds);
+        }
+        // A key of small order would let one signature be of every message.
+        let (mut small, mut signature) = ([0; 32], [0; 64]);
+        (small[0], signature[0]) = (1, 1);
+        assert!(!pure_rust::ed25519(&small, signed, &signature));
+    }
+}

@@ -6,7 +6,7 @@ use blindai_core::oip::{
 use blindai_core::{Code, Error, Result};
 
 use super::busy;
-use super::receipt::{self, Inputs};
+use super::receipt;
 use crate::service::{Service, Turn};
 
 /// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
@@ -18,16 +18,18 @@ pub async fn infer(
     request: &mut InferRequest,
     turn: Turn,
 ) -> Result<InferResponse> {
-    let asked = request.receipt.take();
-    let asked = asked.map(|wish| (wish, Inputs::of(request)));
-    let (mut response, model) = service.infer(name, version, request, turn).await?;
+    let inputs = receipt::inputs(request)?;
+    let wish = request.receipt.take();
+    let digests = async { Ok(receipt::digest(inputs).await) };
+    let run = service.infer(name, version, request, turn);
+    let ((mut response, model), inputs) = tokio::try_join!(run, digests)?;
     if request.outputs.iter().any(|o| o.classification.is_some()) {
         busy(size(&response), || {
             oip::classify_outputs(request, &mut response)
         })?;
     }
-    if let Some((wish, inputs)) = asked {
-        receipt::add(service, wish, inputs, model, &mut response).await?;
+    if let Some(wish) = wish {
+        receipt::add(service, wish, inputs, model, &mut response)?;
     }
     Ok(response)
 }
