@@ -155,7 +155,7 @@ def test_an_upload_has_a_receipt(client: blindai.Client, model: str, tmp_path: P
 
 
 def test_with_asyncio(server: Server, client: blindai.Client, same: str):
-    async def ask() -> tuple[aio.Client, blindai.Model]:
+    async def ask() -> tuple[blindai.Outputs, blindai.Model]:
         async with aio.connect(server.address, simulation=True) as own:
             result = await own.infer(same, {"x": X}, receipt=True)
             held = await own.models.upload(graphs.identity(), name=same, receipt=True)

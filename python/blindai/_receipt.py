@@ -90,7 +90,8 @@ class Receipt:
             policy: path of a policy file (TOML): which code on which hardware to accept.
             simulation: accept simulated evidence, which proves nothing.
             inputs: inputs under the names that they had; not all are needed.
-            outputs: outputs under the names that they had; not all are needed.
+            outputs: outputs under the names that they had; not all are needed. BF16 that came as
+                float32, for want of ``ml_dtypes``, has to be given as a `Tensor`.
             model: what ran: a `Model`, its digest as text, or the path of its file as a ``Path``.
             nonce: the nonce that was sent, when you sent it yourself.
             at: as of when to judge the evidence; by default the time in the receipt.

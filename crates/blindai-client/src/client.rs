@@ -206,12 +206,12 @@ impl Client {
         &self,
         upload: Upload,
     ) -> Result<(ModelInfo, Receipt), ClientError> {
-        let mut head = upload_head(&upload);
+        let (mut head, name) = (upload_head(&upload), upload.name.clone());
         let nonce = asked(&mut head, &self.0.dialer)?;
         let (info, (answer, proof)) = self.send_model(upload, &head).await?;
         let expected = ExpectedReceipt {
             kind: Some(receipt::Kind::Upload),
-            model_name: Some(&info.name),
+            model_name: Some(&name),
             model_version: Some(&info.version),
             model_digest: Some(info.digest),
             complete: true,

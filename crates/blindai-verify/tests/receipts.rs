@@ -7,7 +7,7 @@ use blindai_core::receipt::{Deed, Kind, ReceiptNonce, SignedStatement, Statement
 use blindai_core::{Claims, DType, Digest, NamedTensor, Tee, Tensor};
 use blindai_verify::{
     ExpectedReceipt, Outcome, Rejection, RejectionCode as Code, VerifiedReceipt, VerifiedReport,
-    checks, verify_receipt,
+    checks, verify_kept_receipt, verify_receipt,
 };
 
 use support::{NOW, Server, TLS_KEY, assert_code, outcome};
@@ -296,6 +296,55 @@ fn the_time_of_the_evidence_bounds_that_of_the_receipt() {
             false => drop(assert_code(result, Code::ReceiptTime)),
         }
     }
+}
+
+#[test]
+fn kept_evidence_is_judged_as_of_the_receipts_own_time() {
+    let scene = Scene::new();
+    let server = Server::new(Tee::Tdx);
+    let evidence = server.evidence(&claims(&scene.key));
+    let collateral = server.collateral().into();
+    let verify = |made: u64, at: Option<u64>| {
+        let statement = Statement {
+            issued_at: made,
+            ..scene.statement.clone()
+        };
+        let expected = ExpectedReceipt::default();
+        verify_kept_receipt(
+            &scene.sign(&statement),
+            &evidence,
+            &collateral,
+            &support::connection(),
+            &support::simulation(),
+            at,
+            &expected,
+        )
+    };
+    let (verified, report) = verify(NOW, None).unwrap();
+    assert_eq!(report.verified_at(), NOW);
+    assert_eq!(verified.statement().issued_at, NOW);
+    // Clocks differ: the evidence is judged within its time.
+    let (_, report) = verify(NOW + 3700, None).unwrap();
+    assert_eq!(report.verified_at(), NOW + 3599);
+    // A time of choice in the receipt is told as what it is.
+    for made in [0, NOW + 4000, u64::MAX] {
+        assert_code(verify(made, None), Code::ReceiptTime);
+    }
+    assert_code(verify(NOW, Some(NOW + 3600)), Code::ClaimsExpired);
+    let other = Server::new(Tee::Sgx).evidence(&claims(&scene.key));
+    let result = verify_kept_receipt(
+        &scene.sign(&scene.statement),
+        &blindai_core::Evidence {
+            claims: support::claims().encode(),
+            ..other
+        },
+        &Server::new(Tee::Sgx).collateral().into(),
+        &support::connection(),
+        &support::simulation(),
+        None,
+        &ExpectedReceipt::default(),
+    );
+    assert_code(result, Code::ReportDataMismatch);
 }
 
 #[test]

@@ -5,8 +5,7 @@ use blindai_core::oip::{
 };
 use blindai_core::{Code, Error, Result};
 
-use super::busy;
-use super::receipt;
+use super::{busy, receipt};
 use crate::service::{Service, Turn};
 
 /// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
