@@ -4,7 +4,7 @@ mod support;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use blindai_core::receipt::{Deed, Kind, ReceiptNonce, SignedStatement, Statement, TensorDigest};
-use blindai_core::{Claims, DType, Digest, NamedTensor, Tee, Tensor};
+use blindai_core::{Claims, DType, Digest, Evidence, NamedTensor, Tee, Tensor};
 use blindai_verify::{
     ExpectedReceipt, Outcome, Rejection, RejectionCode as Code, VerifiedReceipt, VerifiedReport,
     checks, verify_kept_receipt, verify_receipt,
@@ -331,14 +331,15 @@ fn kept_evidence_is_judged_as_of_the_receipts_own_time() {
         assert_code(verify(made, None), Code::ReceiptTime);
     }
     assert_code(verify(NOW, Some(NOW + 3600)), Code::ClaimsExpired);
-    let other = Server::new(Tee::Sgx).evidence(&claims(&scene.key));
+    // The claims with the key that the quote does not sign.
+    let unsigned = Evidence {
+        claims: claims(&scene.key).encode(),
+        ..server.evidence(&support::claims())
+    };
     let result = verify_kept_receipt(
         &scene.sign(&scene.statement),
-        &blindai_core::Evidence {
-            claims: support::claims().encode(),
-            ..other
-        },
-        &Server::new(Tee::Sgx).collateral().into(),
+        &unsigned,
+        &collateral,
         &support::connection(),
         &support::simulation(),
         None,
