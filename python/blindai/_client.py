@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -193,7 +193,7 @@ class Models:
         upload = native.upload(name, version, path_or_bytes, callback, receipt)
         document, kept = upload
         model = self._keep(document, version)
-        return replace(model, receipt=keep(kept)) if kept else model
+        return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

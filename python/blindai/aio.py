@@ -9,10 +9,10 @@ Every call is a native future: it holds no thread, and cancelling its task cance
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -170,7 +170,7 @@ class Models:
         upload = native.upload(name, version, path_or_bytes, callback, receipt)
         document, kept = await upload
         model = self._keep(document, version)
-        return replace(model, receipt=keep(kept)) if kept else model
+        return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     async def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""
