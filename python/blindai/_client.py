@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,9 @@ from blindai import _native
 from blindai._connect import prepare_connect, refuse_closed
 from blindai._errors import InvalidInputError
 from blindai._models import Model, Progress, Source, prepare_upload
+from blindai._receipt import Outputs, keep
 from blindai._report import Report
-from blindai._tensors import Array, decode, encode, needs_signature
+from blindai._tensors import decode, encode, needs_signature
 
 
 def connect(
@@ -69,7 +71,8 @@ class Client:
         *,
         version: str | None = None,
         outputs: Iterable[str] | None = None,
-    ) -> dict[str, Array]:
+        receipt: bool = False,
+    ) -> Outputs:
         """Runs a model.
 
         Args:
@@ -79,29 +82,33 @@ class Client:
                 lists of them become the model's dtype. Do not change an array during the call.
             version: the model's version; None for the latest.
             outputs: the names of the outputs to return; None for all.
+            receipt: ask for a receipt, check it against what was sent and what came, and give it
+                as ``result.receipt``.
 
         Returns:
-            An array per output, in the model's order. Strings are object arrays of str. BF16 is
-            ``ml_dtypes.bfloat16`` when that package is installed, else float32 of equal values.
+            A dict with an array per output, in the model's order. Strings are object arrays of str.
+            BF16 is ``ml_dtypes.bfloat16`` when that package is installed, else float32 of equal
+            values.
 
         Raises:
             InvalidInputError: an input is missing, unknown, or of another dtype or shape.
             ModelError: there is no such model, or it failed on this input.
             ServerError: the server cannot answer now.
             AttestationError: the server's evidence has expired and it has no new one.
+            ReceiptError: the receipt does not fit the request or the answer.
             ConnectionError: the connection broke, or this client is closed.
         """
         if not needs_signature(inputs):
-            return self._run(name, inputs, version, outputs, None)
+            return self._run(name, inputs, version, outputs, None, receipt)
         model = self._known.get((name, version)) or self.models.get(name, version)
         try:
-            return self._run(name, inputs, version, outputs, model)
+            return self._run(name, inputs, version, outputs, model, receipt)
         except InvalidInputError:
             # The name may hold another model by now.
             fresh = self.models.get(name, version)
             if fresh.digest == model.digest:
                 raise
-            return self._run(name, inputs, version, outputs, fresh)
+            return self._run(name, inputs, version, outputs, fresh, receipt)
 
     def attest(self) -> Report:
         """Asks the server for evidence made now, for a random nonce, and verifies it.
@@ -143,9 +150,12 @@ class Client:
         version: str | None,
         outputs: Iterable[str] | None,
         model: Model | None,
-    ) -> dict[str, Array]:
+        receipt: bool,
+    ) -> Outputs:
         wire = encode(inputs, model.signature if model else None)
-        return decode(self._native().infer(name, version, wire, list(outputs or ())))
+        run = self._native().infer(name, version, wire, list(outputs or ()), receipt)
+        tensors, kept = run
+        return Outputs._of(decode(tensors), kept)
 
 
 class Models:
@@ -162,6 +172,7 @@ class Models:
         version: str | None = None,
         replace: bool = False,
         progress: bool | Progress | None = None,
+        receipt: bool = False,
     ) -> Model:
         """Sends an ONNX model; it is streamed, never in memory as a whole.
 
@@ -174,6 +185,7 @@ class Models:
             progress: True or False for a bar on standard error, by default when that is a
                 terminal; or a function of the bytes sent so far and the bytes in all. It is called
                 from another thread; an exception in it ends the upload.
+            receipt: ask for a receipt, check it, and give it as ``model.receipt``.
 
         Raises:
             ModelError: not a valid or supported model, or the name and version hold another one.
@@ -181,8 +193,10 @@ class Models:
         """
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
         native = self._client._native()
-        sent = native.upload(name, version, replace, path_or_bytes, callback)
-        return self._keep(sent, version)
+        upload = native.upload(name, version, replace, path_or_bytes, callback, receipt)
+        document, kept = upload
+        model = self._keep(document, version)
+        return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

@@ -37,11 +37,17 @@ class BlindAIError(Exception):
 class AttestationError(BlindAIError):
     """The server did not prove what the policy asks for; nothing was sent to it.
 
+    `ReceiptError` is one of these for what came after that.
+
     Attributes:
         report: what was checked up to the refusal, or None when the evidence could not be read.
     """
 
     report: Report | None = None
+
+
+class ReceiptError(AttestationError):
+    """A receipt does not hold; the code names what does not match. What was asked for was done."""
 
 
 class PolicyError(BlindAIError):

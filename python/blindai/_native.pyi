@@ -9,12 +9,21 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AsyncClient", "Client", "__version__", "connect", "connect_async"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "__version__",
+    "connect",
+    "connect_async",
+    "read_receipt",
+    "verify_receipt",
+]
 
 __version__: str
 
 _Data = npt.NDArray[np.uint8] | list[str]
 _Tensor = tuple[str, str, tuple[int, ...], _Data]
+_Receipt = tuple[bytes, str]
 _Progress = Callable[[int, int], object]
 
 def connect(
@@ -23,6 +32,18 @@ def connect(
 def connect_async(
     address: str, simulation: bool, policy: str | None, timeout: float | None
 ) -> Awaitable[AsyncClient]: ...
+def read_receipt(receipt: bytes) -> str: ...
+def verify_receipt(
+    receipt: bytes,
+    evidence: str,
+    simulation: bool,
+    policy: str | None,
+    at: int | None,
+    model: str | None,
+    inputs: list[_Tensor],
+    outputs: list[_Tensor],
+    nonce: bytes | None,
+) -> tuple[str, str]: ...
 
 @final
 class Client:
@@ -30,8 +51,13 @@ class Client:
     def attest(self) -> tuple[str, str]: ...
     def ready(self) -> bool: ...
     def infer(
-        self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
-    ) -> list[_Tensor]: ...
+        self,
+        name: str,
+        version: str | None,
+        inputs: list[_Tensor],
+        outputs: list[str],
+        receipt: bool,
+    ) -> tuple[list[_Tensor], _Receipt | None]: ...
     def upload(
         self,
         name: str,
@@ -39,7 +65,8 @@ class Client:
         replace: bool,
         source: str | bytes,
         progress: _Progress | None,
-    ) -> str: ...
+        receipt: bool,
+    ) -> tuple[str, _Receipt | None]: ...
     def models(self) -> str: ...
     def model(self, name: str, version: str | None) -> str: ...
     def delete(self, name: str, version: str | None) -> str: ...
@@ -50,8 +77,13 @@ class AsyncClient:
     def attest(self) -> Awaitable[tuple[str, str]]: ...
     def ready(self) -> Awaitable[bool]: ...
     def infer(
-        self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
-    ) -> Awaitable[list[_Tensor]]: ...
+        self,
+        name: str,
+        version: str | None,
+        inputs: list[_Tensor],
+        outputs: list[str],
+        receipt: bool,
+    ) -> Awaitable[tuple[list[_Tensor], _Receipt | None]]: ...
     def upload(
         self,
         name: str,
@@ -59,7 +91,8 @@ class AsyncClient:
         replace: bool,
         source: str | bytes,
         progress: _Progress | None,
-    ) -> Awaitable[str]: ...
+        receipt: bool,
+    ) -> Awaitable[tuple[str, _Receipt | None]]: ...
     def models(self) -> Awaitable[str]: ...
     def model(self, name: str, version: str | None) -> Awaitable[str]: ...
     def delete(self, name: str, version: str | None) -> Awaitable[str]: ...

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::inside_runtime;
 use crate::tensor::{Input, Outputs};
-use crate::verbs::{self, Connect, Id, Report, Source};
+use crate::verbs::{self, Connect, Id, Kept, Report, Source};
 
 /// Verifies a server and connects to it.
 #[pyfunction]
@@ -81,10 +81,11 @@ impl Client {
         version: Option<&str>,
         inputs: Vec<Input<'_>>,
         outputs: Vec<String>,
-    ) -> PyResult<Outputs> {
+        receipt: bool,
+    ) -> PyResult<(Outputs, Option<Kept>)> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
         self.events
-            .wait(py, verbs::infer(self.client.clone(), id, request))
+            .wait(py, verbs::infer(self.client.clone(), id, request, receipt))
     }
 
     fn upload(
@@ -95,9 +96,10 @@ impl Client {
         replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<String> {
+        receipt: bool,
+    ) -> PyResult<(String, Option<Kept>)> {
         let id = Id::parse(name, version)?;
-        let upload = verbs::upload(self.client.clone(), id, replace, source, progress);
+        let upload = verbs::upload(self.client.clone(), id, replace, source, progress, receipt);
         self.events.wait(py, upload)
     }
 
@@ -141,9 +143,10 @@ impl AsyncClient {
         version: Option<&str>,
         inputs: Vec<Input<'py>>,
         outputs: Vec<String>,
+        receipt: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
-        future_into_py(py, verbs::infer(self.0.clone(), id, request))
+        future_into_py(py, verbs::infer(self.0.clone(), id, request, receipt))
     }
 
     fn upload<'py>(
@@ -154,9 +157,10 @@ impl AsyncClient {
         replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
+        receipt: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        let upload = verbs::upload(self.0.clone(), id, replace, source, progress);
+        let upload = verbs::upload(self.0.clone(), id, replace, source, progress, receipt);
         future_into_py(py, upload)
     }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod error;
+mod receipt;
 mod tensor;
 mod verbs;
 
@@ -17,6 +18,9 @@ mod _native {
 
     #[pymodule_export]
     use crate::client::{AsyncClient, Client, connect, connect_async};
+
+    #[pymodule_export]
+    use crate::receipt::{read_receipt, verify_receipt};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

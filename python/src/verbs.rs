@@ -1,17 +1,18 @@
 //! The verbs of the client, with arguments and answers as Python has them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Upload,
-    VerifiedReport,
+    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Receipt,
+    Upload, VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
 use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyTuple};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -31,7 +32,7 @@ pub struct Connect {
 
 impl Connect {
     pub async fn run(self) -> PyResult<Client> {
-        let policy = self.read_policy()?;
+        let policy = read_policy(self.policy.as_deref(), self.simulation)?;
         let mut options = ConnectOptions::new(policy);
         if let Some(limit) = self.timeout.map(Duration::from_secs_f64) {
             options = options.connect_timeout(limit).request_timeout(limit);
@@ -40,37 +41,42 @@ impl Connect {
         connected.map_err(|error| self.explain(error))
     }
 
-    fn read_policy(&self) -> PyResult<Policy> {
-        let Some(path) = &self.policy else {
-            return Ok(match self.simulation {
-                true => Policy::dangerous().accept_simulation(),
-                false => Policy::accept_nothing(),
-            });
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let fact = format!("{}: {error}", path.display());
-            error::policy("policy-unreadable", &fact, "pass the path of a policy file")
-        })?;
-        let policy = Policy::from_toml(&text).map_err(|error| {
-            let fact = format!("{}: {error}", path.display());
-            error::policy("policy-invalid", &fact, "")
-        })?;
-        Ok(if self.simulation {
-            policy.dangerous_accept_simulation()
-        } else {
-            policy
-        })
-    }
-
     /// When all but the measurements would do, it is the policy that is missing.
     fn explain(&self, error: ClientError) -> PyErr {
         if self.policy.is_some() || error.code() != "measurement-mismatch" {
             return to_python(error);
         }
-        let fact = "no policy says which code to trust";
-        let remedy = "pass policy=, the path of a policy file";
-        error::policy("policy-missing", fact, remedy)
+        no_policy()
     }
+}
+
+/// The policy in a file, or the one that simulation alone stands for.
+pub fn read_policy(path: Option<&Path>, simulation: bool) -> PyResult<Policy> {
+    let Some(path) = path else {
+        return Ok(match simulation {
+            true => Policy::dangerous().accept_simulation(),
+            false => Policy::accept_nothing(),
+        });
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let fact = format!("{}: {error}", path.display());
+        error::policy("policy-unreadable", &fact, "pass the path of a policy file")
+    })?;
+    let policy = Policy::from_toml(&text).map_err(|error| {
+        let fact = format!("{}: {error}", path.display());
+        error::policy("policy-invalid", &fact, "")
+    })?;
+    Ok(match simulation {
+        true => policy.dangerous_accept_simulation(),
+        false => policy,
+    })
+}
+
+/// The exception where a policy is needed and there is none.
+pub fn no_policy() -> PyErr {
+    let fact = "no policy says which code to trust";
+    let remedy = "pass policy=, the path of a policy file";
+    error::policy("policy-missing", fact, remedy)
 }
 
 pub fn report(report: &VerifiedReport) -> Report {
@@ -105,9 +111,39 @@ pub fn request(inputs: Vec<Input<'_>>, outputs: Vec<String>) -> PyResult<InferRe
     Ok(request)
 }
 
-pub async fn infer(client: Client, id: Id, request: InferRequest) -> PyResult<Outputs> {
-    let answer = client.infer(&id.0, id.1.as_ref(), &request).await;
-    Ok(Outputs(answer.map_err(to_python)?.outputs))
+/// A receipt as bytes, and its evidence as JSON.
+pub struct Kept(Receipt);
+
+impl<'py> IntoPyObject<'py> for Kept {
+    type Target = PyTuple;
+    type Output = Bound<'py, PyTuple>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let evidence = String::from_utf8(self.0.evidence().to_json())?;
+        (PyBytes::new(py, self.0.bytes()), evidence).into_pyobject(py)
+    }
+}
+
+pub async fn infer(
+    client: Client,
+    id: Id,
+    request: InferRequest,
+    receipt: bool,
+) -> PyResult<(Outputs, Option<Kept>)> {
+    let (name, version) = (&id.0, id.1.as_ref());
+    let (answer, receipt) = match receipt {
+        true => {
+            let answer = client.infer_with_receipt(name, version, &request).await;
+            let (answer, receipt) = answer.map_err(to_python)?;
+            (answer, Some(Kept(receipt)))
+        }
+        false => {
+            let answer = client.infer(name, version, &request).await;
+            (answer.map_err(to_python)?, None)
+        }
+    };
+    Ok((Outputs(answer.outputs), receipt))
 }
 
 #[derive(FromPyObject)]
@@ -122,7 +158,8 @@ pub async fn upload(
     replace: bool,
     source: Source,
     progress: Option<Py<PyAny>>,
-) -> PyResult<String> {
+    receipt: bool,
+) -> PyResult<(String, Option<Kept>)> {
     let mut upload = match source {
         Source::Path(path) => Upload::file(&id.0, path),
         Source::Bytes(bytes) => Upload::bytes(&id.0, Bytes::from_owner(bytes)),
@@ -132,15 +169,26 @@ pub async fn upload(
         upload = upload.version(version);
     }
     let Some(callback) = progress else {
-        return json(client.upload(upload).await);
+        return send(&client, upload, receipt).await;
     };
     let observer = Arc::new(Observer::new(callback));
     let observed = observer.clone();
     let upload = upload.progress(Arc::new(move |sent, total| observed.tell(sent, total)));
     tokio::select! {
-        done = client.upload(upload) => json(done),
+        done = send(&client, upload, receipt) => done,
         error = observer.failed() => Err(error),
     }
+}
+
+async fn send(client: &Client, upload: Upload, receipt: bool) -> PyResult<(String, Option<Kept>)> {
+    if !receipt {
+        return Ok((json(client.upload(upload).await)?, None));
+    }
+    let (info, receipt) = client
+        .upload_with_receipt(upload)
+        .await
+        .map_err(to_python)?;
+    Ok((json(Ok(info))?, Some(Kept(receipt))))
 }
 
 pub async fn models(client: Client) -> PyResult<String> {

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use blindai_client::{InferRequest, PreparedRequest};
+use blindai_client::{InferRequest, PreparedRequest, ReceiptRequest};
 use blindai_core::oip::grpc::ModelId;
 use blindai_core::{ModelName, ModelVersion};
 use clap::{Args, ValueEnum};
@@ -68,6 +68,9 @@ pub struct Arguments {
     /// How tensors travel to a server that attests nothing.
     #[arg(long, value_enum, default_value_t = Tensors::Binary, requires = "unattested")]
     tensors: Tensors,
+    /// Ask for a receipt with each request, and do not look at it.
+    #[arg(long, conflicts_with = "unattested")]
+    receipts: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -177,10 +180,16 @@ async fn attested(arguments: &Arguments, plan: &Plan) -> Result<Summary> {
     let alone = plan.concurrency == 1 && plan.rate.is_none();
     match arguments.protocol {
         Spoken::Http => {
-            let request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
+            let mut request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
+            if arguments.receipts {
+                request = request.with_unchecked_receipt(&ReceiptRequest::default());
+            }
             load(Attested::new(client, request, alone), plan, subject).await
         }
         Spoken::Grpc => {
+            if arguments.receipts {
+                bail!("--receipts is measured over HTTP · leave --protocol out");
+            }
             let connector = connection.connector()?;
             connector.attest().await?;
             let model = ModelId {

@@ -37,18 +37,23 @@ mod client;
 mod connector;
 mod error;
 mod http1;
+mod receipt;
 mod trust;
 mod upload;
 
 pub use address::DEFAULT_PORT;
 pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
+pub use blindai_core::receipt::{ReceiptNonce, ReceiptRequest, Statement};
 pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
 };
-pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
+pub use blindai_verify::{
+    ExpectedReceipt, Policy, PolicyError, Rejection, VerifiedReceipt, VerifiedReport,
+};
 pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
 pub use error::{ClientError, ErrorKind};
+pub use receipt::{Receipt, evidence_beside};
 pub use trust::Protocol;
 pub use upload::{Progress, Upload};

@@ -5,6 +5,7 @@
 //!   hardware signs over it.
 //! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
 //!   certificate and in a file.
+//! - [`receipt`]: what the server states of one inference or upload, signed.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
@@ -19,6 +20,7 @@ mod error;
 mod evidence;
 mod model;
 pub mod oip;
+pub mod receipt;
 pub mod simulation;
 mod tensor;
 mod text;

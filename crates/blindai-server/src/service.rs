@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
+use blindai_core::receipt::{Deed, ReceiptRequest};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
@@ -221,7 +222,7 @@ impl Service {
     }
 
     /// Runs a model. The inputs are taken out of the request; what it says of the answer stays.
-    /// Callers take turns.
+    /// Callers take turns. Beside the answer comes the digest of the model that gave it.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`], the input codes, and what the engine says of the run.
@@ -231,7 +232,7 @@ impl Service {
         version: Option<&str>,
         request: &mut InferRequest,
         turn: Turn,
-    ) -> Result<InferResponse> {
+    ) -> Result<(InferResponse, Digest)> {
         let model = self.registry.find(name, version)?;
         let begun = Instant::now();
         telemetry::decoded(&model.metrics);
@@ -239,12 +240,27 @@ impl Service {
         model.statistics.add(answer.is_ok(), begun.elapsed());
         let answer = answer?;
         telemetry::computed(answer.stages);
-        Ok(InferResponse {
+        let response = InferResponse {
             id: request.id.clone(),
             model_name: model.info.name.to_string(),
             model_version: Some(model.info.version.to_string()),
             outputs: answer.outputs,
-        })
+            receipt: None,
+        };
+        Ok((response, model.info.digest))
+    }
+
+    /// Signs a receipt of what was done with a model: its name, its version and its digest.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it would be too long.
+    pub fn receipt(
+        &self,
+        wish: ReceiptRequest,
+        deed: Deed,
+        model: (ModelName, ModelVersion, Digest),
+    ) -> Result<Vec<u8>> {
+        self.identity.receipt(wish, deed, model)
     }
 
     /// All models.

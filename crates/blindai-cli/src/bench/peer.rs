@@ -211,6 +211,7 @@ fn encoded(request: &InferRequest, tensors: Tensors) -> Result<Encoded> {
         model_name: String::new(),
         model_version: None,
         outputs: request.inputs.clone(),
+        receipt: None,
     };
     let mirrored = oip::encode_response(&mirrored, |_| OutputFormat::Json)?;
     let mirrored: Value = serde_json::from_slice(&mirrored.parts.concat())?;

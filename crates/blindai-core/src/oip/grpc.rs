@@ -76,6 +76,7 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
         outputs: wire.outputs,
         format: OutputFormat::Binary,
         timeout: parameters.timeout(),
+        receipt: parameters.receipt,
     };
     Ok(InferCall {
         model: wire.model,
@@ -260,6 +261,7 @@ fn read_value(parameter: Bytes) -> Result<parameters::Value> {
         value = match field? {
             (1, Value::Varint(flag)) => parameters::Value::Bool(flag != 0),
             (2, Value::Varint(number)) => parameters::Value::Integer((number as i64).into()),
+            (3, Value::Bytes(value)) => parameters::Value::text(&text(&value)?),
             (5, Value::Varint(number)) => parameters::Value::Integer(number.into()),
             _ => value,
         };
@@ -388,6 +390,12 @@ fn write_head(response: &InferResponse, m: &mut Message) {
     m.text(1, &response.model_name);
     m.text(2, response.model_version.as_deref().unwrap_or_default());
     m.text(3, response.id.as_deref().unwrap_or_default());
+    if let Some(receipt) = response.receipt_text() {
+        m.message(4, |m| {
+            m.text(1, "receipt");
+            m.message(2, |m| m.text(3, &receipt));
+        });
+    }
 }
 
 /// What `head` writes, the outputs, and their bytes as they are.
@@ -566,12 +574,18 @@ mod tests {
             model_name: "m".into(),
             model_version: Some("1".into()),
             outputs: vec![NamedTensor::new("y", tensor)],
+            receipt: Some(Bytes::from_static(b"abc")),
         };
         let parts = encode_infer(&response);
         assert!(parts.iter().any(|part| part.as_ptr() == data.as_ptr()));
         let message = Bytes::from(parts.concat());
         assert_eq!(decode_model(message.clone()).unwrap().name, "m");
         assert_eq!(request_id(message.clone()).as_deref(), Some("7"));
+        let mut fields = Fields::of(message.clone()).map(Result::unwrap);
+        let (_, Value::Bytes(parameter)) = fields.find(|(number, _)| *number == 4).unwrap() else {
+            panic!("a parameter is a message")
+        };
+        assert!(parameter.ends_with(b"YWJj"));
         let last = Fields::of(message.clone()).last().unwrap().unwrap();
         assert_eq!(last, (6, Value::Bytes(data)));
         // In a stream it is the second field of another message.

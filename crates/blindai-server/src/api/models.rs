@@ -11,11 +11,13 @@ use axum::routing::get;
 use axum::{Json, Router};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use blindai_core::api::{CONTENT_DIGEST, Deleted, ModelList, REPLACE};
+use blindai_core::receipt::Deed;
 use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Result};
 
 use super::ApiError;
 use super::body::{Chunks, announced_length};
 use super::params::Params;
+use super::receipt;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -122,6 +124,7 @@ impl Upload {
     async fn receive(self, service: &Service, headers: &HeaderMap, body: Body) -> Answer<Response> {
         let admission = service.admit_upload()?;
         let expected = content_digest(headers)?;
+        let asked = receipt::asked(headers)?;
         let incoming = service.begin_upload(announced_length(headers))?;
         let mut incoming = incoming.replacing(self.replaces);
         receive(service, body, &mut incoming, admission.deadline).await?;
@@ -131,7 +134,13 @@ impl Upload {
             true => StatusCode::CREATED,
             false => StatusCode::OK,
         };
-        Ok((status, Json(info)).into_response())
+        let model = (info.name.clone(), info.version.clone(), info.digest);
+        let mut response = (status, Json(info)).into_response();
+        if let Some(wish) = asked {
+            let signed = service.receipt(wish, Deed::Upload, model)?;
+            receipt::tell(response.headers_mut(), &signed);
+        }
+        Ok(response)
     }
 }
 

@@ -7,10 +7,11 @@ use blindai_core::oip::{
 };
 use blindai_core::{Code, Error, Result};
 
-use super::busy;
+use super::{busy, receipt};
 use crate::service::{Service, Turn};
 
-/// Runs the model and ranks the outputs of which a classification was asked for.
+/// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
+/// when one was.
 pub async fn infer(
     service: &Service,
     name: &str,
@@ -18,11 +19,18 @@ pub async fn infer(
     request: &mut InferRequest,
     turn: Turn,
 ) -> Result<InferResponse> {
-    let mut response = service.infer(name, version, request, turn).await?;
+    let inputs = receipt::inputs(request)?;
+    let wish = request.receipt.take();
+    let digests = async { Ok(receipt::digest(inputs).await) };
+    let run = service.infer(name, version, request, turn);
+    let ((mut response, model), inputs) = tokio::try_join!(run, digests)?;
     if request.outputs.iter().any(|o| o.classification.is_some()) {
         busy(size(&response), || {
             oip::classify_outputs(request, &mut response)
         })?;
+    }
+    if let Some(wish) = wish {
+        receipt::add(service, wish, inputs, model, &mut response)?;
     }
     Ok(response)
 }
