@@ -6,6 +6,7 @@
 //! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
 //!   certificate and in a file.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
+//! - [`Token`]: who calls, where the server wants to know.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
 //! This crate does no I/O and holds no `unsafe`. What it does *not* do: decide whether evidence is
@@ -22,6 +23,7 @@ pub mod oip;
 pub mod simulation;
 mod tensor;
 mod text;
+mod token;
 
 pub use claims::{Claims, ClaimsError, Nonce, ReportData};
 pub use digest::Digest;
@@ -33,3 +35,4 @@ pub use evidence::{
 pub use model::{Dim, EngineKind, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};
 pub use text::{is_steering, printable};
+pub use token::Token;

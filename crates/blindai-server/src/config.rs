@@ -18,14 +18,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::access::AccessConfig;
 use crate::telemetry::Endpoint;
 
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;
 /// The largest size, in bytes.
-const BYTES: u64 = 1 << 48;
+pub(crate) const BYTES: u64 = 1 << 48;
 /// The most of anything that is counted.
-const COUNT: usize = 1_000_000;
+pub(crate) const COUNT: usize = 1_000_000;
 
 /// Everything an operator may set.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +35,7 @@ pub struct Config {
     pub tls: Tls,
     pub tee: TeeConfig,
     pub collateral: CollateralConfig,
+    pub access: AccessConfig,
     pub engine: EngineConfig,
     pub limits: Limits,
     pub log: Log,
@@ -323,6 +325,7 @@ impl Config {
                 refresh_seconds: s.within("refresh_seconds", 21600, 1..=YEAR),
                 timeout_seconds: s.within("timeout_seconds", 30, 1..=YEAR),
             }),
+            access: root.section("access", AccessConfig::read),
             engine: root.section("engine", |s| EngineConfig {
                 kind: s.get("kind", EngineKind::OnnxRuntime),
                 overrides: s.get("overrides", Vec::new()),
@@ -355,7 +358,7 @@ impl Config {
     }
 
     fn contradictions(&self) -> Vec<String> {
-        let mut errors = Vec::new();
+        let mut errors = self.access.contradictions();
         if self.limits.model_bytes > self.limits.total_memory_bytes {
             errors.push("limits.model_bytes is more than limits.total_memory_bytes".to_owned());
         }
@@ -457,7 +460,7 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 /// A table that is taken apart key by key; what is left over was not known.
-struct Section {
+pub(crate) struct Section {
     prefix: String,
     table: Table,
     errors: Vec<String>,
@@ -472,7 +475,7 @@ impl Section {
         }
     }
 
-    fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
+    pub(crate) fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
         let table = match self.table.remove(key) {
             Some(Value::Table(table)) => table,
             Some(_) => {
@@ -482,6 +485,36 @@ impl Section {
             }
             None => Table::new(),
         };
+        self.read_table(key, table, read)
+    }
+
+    /// An array of tables; errors tell which of them.
+    pub(crate) fn list<T>(&mut self, key: &str, read: impl Fn(&mut Section) -> T) -> Vec<T> {
+        let entries = match self.table.remove(key) {
+            Some(Value::Array(entries)) => entries,
+            Some(_) => {
+                self.refuse(key, "not an array of tables");
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        let mut values = Vec::new();
+        for (number, entry) in entries.into_iter().enumerate() {
+            let place = format!("{key}[{number}]");
+            match entry {
+                Value::Table(table) => values.push(self.read_table(&place, table, &read)),
+                _ => self.refuse(&place, "not a table"),
+            }
+        }
+        values
+    }
+
+    fn read_table<T>(
+        &mut self,
+        key: &str,
+        table: Table,
+        read: impl FnOnce(&mut Section) -> T,
+    ) -> T {
         let mut section = Section {
             prefix: format!("{}{key}.", self.prefix),
             ..Section::root(table)
@@ -489,6 +522,24 @@ impl Section {
         let value = read(&mut section);
         self.errors.extend(section.finish());
         value
+    }
+
+    /// The value as it stands there.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
+        self.table.remove(key)
+    }
+
+    /// Tells what is wrong with a value, without repeating it.
+    pub(crate) fn refuse(&mut self, key: &str, why: &str) {
+        self.errors.push(format!("{}{key}: {why}", self.prefix));
+    }
+
+    /// What has no default.
+    pub(crate) fn required<T: DeserializeOwned + Default>(&mut self, key: &str) -> T {
+        if !self.table.contains_key(key) {
+            self.refuse(key, "missing");
+        }
+        self.optional(key).unwrap_or_default()
     }
 
     fn optional<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
@@ -507,7 +558,7 @@ impl Section {
         }
     }
 
-    fn get<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
+    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
         self.optional(key).unwrap_or(default)
     }
 
@@ -515,13 +566,20 @@ impl Section {
     where
         T: DeserializeOwned + PartialOrd + fmt::Display,
     {
-        let value = self.get(key, default);
+        self.optional_within(key, range).unwrap_or(default)
+    }
+
+    pub(crate) fn optional_within<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: DeserializeOwned + PartialOrd + fmt::Display,
+    {
+        let value = self.optional(key)?;
         if !range.contains(&value) {
             let (prefix, least, most) = (&self.prefix, range.start(), range.end());
             self.errors
                 .push(format!("{prefix}{key} = {value}: from {least} to {most}"));
         }
-        value
+        Some(value)
     }
 
     fn finish(self) -> Vec<String> {
@@ -591,7 +649,11 @@ mod tests {
 
     #[test]
     fn every_setting_changes_the_digest() {
-        let base = Config::default().digest();
+        let mut seen = HashSet::from([Config::default().digest()]);
+        let token = |rest: &str| {
+            let sha256 = "ab".repeat(32);
+            format!("[[access.tokens]]\nsha256 = '{sha256}'\n{rest}")
+        };
         for text in [
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
@@ -605,8 +667,19 @@ mod tests {
             "[metrics]\nenabled = true",
             "[traces]\nendpoint = 'http://127.0.0.1:4318'",
             "[traces]\nsample_ratio = 0.5",
+            "[access]\nanonymous = ['infer']",
+            &token("name = 'a'\nroles = ['infer']"),
+            &token("name = 'b'\nroles = ['infer']"),
+            &token("name = 'a'\nroles = ['upload']"),
+            &token("name = 'a'\nroles = ['infer']\nmodels = ['m']"),
+            &token("name = 'a'\nroles = ['infer']\nexpires = '2030-01-01'"),
+            &token("name = 'a'\nroles = ['infer']\nquota = {burst = 1}"),
+            &token("name = 'a'\nroles = ['infer']")
+                .replace("tokens", "clients")
+                .replace("sha256", "spki_sha256"),
         ] {
-            assert_ne!(Config::from_toml(text).unwrap().digest(), base, "{text}");
+            let digest = Config::from_toml(text).unwrap().digest();
+            assert!(seen.insert(digest), "{text}");
         }
     }
 

@@ -9,19 +9,21 @@ use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
-use blindai_engine::{Caller, Engine, ModelFile, ModelWriter};
+use blindai_engine::{Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::access::{Access, Held, Principal, QuotaPlace, Right};
 use crate::budget::{Budget, Reservation};
 use crate::config::{EngineConfig, Limits};
 use crate::identity::{Identity, Share};
-use crate::registry::{Claim, Model, Registry};
+use crate::registry::{Claim, Content, Model, Registry};
 use crate::telemetry::{self, Gauges, ModelGauges, Telemetry, exposition};
 
 /// The product.
 pub struct Service {
     limits: Limits,
     choice: EngineConfig,
+    access: Access,
     engine: Engine,
     identity: Arc<Identity>,
     registry: Arc<Registry>,
@@ -36,14 +38,15 @@ pub struct Service {
 /// The right to be worked on; dropping it gives the place to the next.
 pub struct Admission {
     _permit: OwnedSemaphorePermit,
+    _place: QuotaPlace,
     /// When the request must have ended.
     pub deadline: Instant,
 }
 
 /// Whose request it is, and when it must have ended.
 #[derive(Clone, Copy)]
-pub struct Turn {
-    pub caller: Caller,
+pub struct Turn<'a> {
+    pub principal: &'a Principal,
     pub deadline: Instant,
 }
 
@@ -52,12 +55,14 @@ impl Service {
     pub fn new(
         limits: Limits,
         choice: EngineConfig,
+        access: Access,
         engine: Engine,
         identity: Arc<Identity>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
         Self {
             choice,
+            access,
             telemetry,
             engine,
             identity,
@@ -96,22 +101,32 @@ impl Service {
         exposition(&self.telemetry, &self.gauges())
     }
 
+    /// Who is known.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
     /// Admits a request, before anything of its body is read.
     ///
     /// # Errors
-    /// [`Code::NotReady`], [`Code::TooManyRequests`]
-    pub fn admit(&self) -> Result<Admission> {
+    /// Those of [`Principal::require`], [`Code::QuotaExceeded`], [`Code::NotReady`],
+    /// [`Code::TooManyRequests`]
+    pub fn admit(&self, principal: &Principal) -> Result<Admission> {
+        principal.require(Right::Use)?;
+        let place = principal.take_place()?;
         let limit = self.limits.request();
-        self.admit_to(&self.requests, "limits.concurrent_requests", limit)
+        self.admit_to(&self.requests, place, "limits.concurrent_requests", limit)
     }
 
     /// Admits an upload, before anything of its body is read.
     ///
     /// # Errors
-    /// [`Code::NotReady`], [`Code::TooManyRequests`]
-    pub fn admit_upload(&self) -> Result<Admission> {
+    /// As for [`Service::admit`].
+    pub fn admit_upload(&self, principal: &Principal) -> Result<Admission> {
+        principal.require(Right::Manage)?;
+        let place = principal.take_place()?;
         let limit = self.limits.upload();
-        self.admit_to(&self.uploads, "limits.concurrent_uploads", limit)
+        self.admit_to(&self.uploads, place, "limits.concurrent_uploads", limit)
     }
 
     /// Checks that a body is not larger than any may be.
@@ -147,18 +162,26 @@ impl Service {
         }
     }
 
-    /// Begins an upload of `announced` bytes, if the sender says so.
+    /// Begins an upload under `name` of `announced` bytes, if the sender says so.
     ///
     /// # Errors
-    /// [`Code::ModelTooLarge`], before a byte is taken. Memory is reserved as bytes arrive: who only
-    /// announces much must not keep others out.
-    pub fn begin_upload(&self, announced: Option<u64>) -> Result<Incoming> {
+    /// [`Code::Forbidden`], [`Code::QuotaExceeded`], [`Code::ModelTooLarge`], before a byte is taken.
+    /// Memory is reserved as bytes arrive: who only announces much must not keep others out.
+    pub fn begin_upload(
+        &self,
+        principal: &Principal,
+        name: &ModelName,
+        announced: Option<u64>,
+    ) -> Result<Incoming> {
+        self.registry.check_upload(principal, name)?;
         let limit = self.limits.model_bytes;
         if let Some(bytes) = announced.filter(|&bytes| bytes > limit) {
             let fact = format!("the model has {bytes} bytes, limits.model_bytes is {limit}");
             return Err(Error::new(Code::ModelTooLarge, fact));
         }
+        principal.check_room(Held::default(), announced.unwrap_or(0))?;
         Ok(Incoming {
+            principal: principal.clone(),
             writer: ModelWriter::new(limit)?,
             memory: self.memory.empty(),
             reserved: 0,
@@ -172,8 +195,8 @@ impl Service {
     /// the next number. The Boolean says whether the model is new.
     ///
     /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::ModelExists`], [`Code::TooManyModels`],
-    /// [`Code::MemoryExhausted`], and what the engine says of the model.
+    /// [`Code::Forbidden`], [`Code::QuotaExceeded`], [`Code::DigestMismatch`], [`Code::ModelExists`],
+    /// [`Code::TooManyModels`], [`Code::MemoryExhausted`], and what the engine says of the model.
     pub async fn upload(
         &self,
         name: &ModelName,
@@ -183,13 +206,16 @@ impl Service {
     ) -> Result<(ModelInfo, bool)> {
         let file = incoming.writer.finish()?;
         check_digest(&file, expected)?;
-        let digest = file.digest();
+        let (digest, size_bytes) = (file.digest(), file.size_bytes());
+        let content = Content { digest, size_bytes };
         let limit = self.limits.models;
-        let place = match self.registry.claim(name, version, digest, limit)? {
+        let claim = self
+            .registry
+            .claim(&incoming.principal, name, version, content, limit)?;
+        let place = match claim {
             Claim::Held(model) => return Ok((model.info.clone(), false)),
             Claim::Reserved(place) => place,
         };
-        let size_bytes = file.size_bytes();
         let mut memory = incoming.memory;
         // The weights at least will stand in the worker's memory too; the rest is seen afterwards.
         if !memory.grow(size_bytes) {
@@ -229,16 +255,18 @@ impl Service {
         name: &str,
         version: Option<&str>,
         request: &mut InferRequest,
-        turn: Turn,
+        turn: Turn<'_>,
     ) -> Result<InferResponse> {
-        let model = self.registry.find(name, version)?;
+        turn.principal.require(Right::Use)?;
+        let model = self.registry.find(turn.principal, name, version)?;
         let wanted = request.output_names();
         let begun = Instant::now();
         let left = turn.deadline.saturating_duration_since(begun);
         let left = request.timeout.map_or(left, |timeout| left.min(timeout));
         let inputs = std::mem::take(&mut request.inputs);
         telemetry::decoded(&model.metrics);
-        let answer = model.loaded.run(inputs, &wanted, turn.caller, left).await;
+        let caller = turn.principal.caller();
+        let answer = model.loaded.run(inputs, &wanted, caller, left).await;
         model.statistics.add(answer.is_ok(), begun.elapsed());
         let answer = answer?;
         telemetry::computed(answer.stages);
@@ -250,32 +278,48 @@ impl Service {
         })
     }
 
-    /// All models.
-    pub fn list(&self) -> Vec<ModelInfo> {
-        let models = self.registry.list();
-        models.iter().map(|model| model.info.clone()).collect()
+    /// All models that the principal may use.
+    ///
+    /// # Errors
+    /// Those of [`Principal::require`].
+    pub fn list(&self, principal: &Principal) -> Result<Vec<ModelInfo>> {
+        principal.require(Right::Use)?;
+        let models = self.registry.list(principal);
+        Ok(models.iter().map(|model| model.info.clone()).collect())
     }
 
     /// One model, in this version or the newest, and the versions there are.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`]
-    pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
-        let model = self.registry.find(name, version)?;
-        Ok((model.info.clone(), self.registry.versions(name)))
+    pub fn describe(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<(ModelInfo, Vec<String>)> {
+        principal.require(Right::Use)?;
+        let model = self.registry.find(principal, name, version)?;
+        Ok((model.info.clone(), self.registry.versions(principal, name)))
     }
 
     /// What models have done: one version or all of a name, or all models without a name.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`]
-    pub fn statistics(&self, name: Option<&str>, version: Option<&str>) -> Result<StatisticsList> {
+    pub fn statistics(
+        &self,
+        principal: &Principal,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<StatisticsList> {
+        principal.require(Right::Use)?;
         let models = match (name, version) {
-            (None, _) => self.registry.list(),
-            (Some(name), Some(_)) => vec![self.registry.find(name, version)?],
+            (None, _) => self.registry.list(principal),
+            (Some(name), Some(_)) => vec![self.registry.find(principal, name, version)?],
             (Some(name), None) => {
-                self.registry.find(name, None)?;
-                let mut models = self.registry.list();
+                self.registry.find(principal, name, None)?;
+                let mut models = self.registry.list(principal);
                 models.retain(|model| model.info.name.as_str() == name);
                 models
             }
@@ -289,9 +333,15 @@ impl Service {
     /// Deletes a version, or all versions of a name. Requests in progress still end well.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`]
-    pub fn delete(&self, name: &str, version: Option<&str>) -> Result<Vec<ModelInfo>> {
-        let removed = self.registry.remove(name, version)?;
+    /// [`Code::Forbidden`], [`Code::ModelNotFound`]
+    pub fn delete(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Vec<ModelInfo>> {
+        principal.require(Right::Manage)?;
+        let removed = self.registry.remove(principal, name, version)?;
         Ok(removed.iter().map(|model| model.info.clone()).collect())
     }
 
@@ -317,7 +367,7 @@ impl Service {
     fn gauges(&self) -> Gauges {
         let taken = |places: &Semaphore, limit| (limit - places.available_permits(), limit);
         let limits = &self.limits;
-        let models = self.registry.list();
+        let models = self.registry.all();
         let models = models.iter().map(|model| ModelGauges {
             metrics: model.metrics.clone(),
             status: model.loaded.status(),
@@ -342,6 +392,7 @@ impl Service {
     fn admit_to(
         &self,
         places: &Arc<Semaphore>,
+        place: QuotaPlace,
         setting: &str,
         limit: Duration,
     ) -> Result<Admission> {
@@ -357,6 +408,7 @@ impl Service {
         })?;
         Ok(Admission {
             _permit: permit,
+            _place: place,
             deadline: Instant::now() + limit,
         })
     }
@@ -376,6 +428,7 @@ impl Service {
 
 /// An upload on its way in.
 pub struct Incoming {
+    principal: Principal,
     writer: ModelWriter,
     memory: Reservation,
     reserved: u64,
@@ -386,9 +439,11 @@ impl Incoming {
     /// Takes the next bytes.
     ///
     /// # Errors
-    /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
+    /// [`Code::QuotaExceeded`], [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
+        // Who announced nothing must not fill the memory beyond its quota.
+        self.principal.check_room(Held::default(), self.written)?;
         if self.written > self.reserved {
             let more = (self.written - self.reserved).max(RESERVE_BYTES);
             if !self.memory.grow(more) {
@@ -415,7 +470,8 @@ fn check_digest(file: &ModelFile, expected: Option<Digest>) -> Result<()> {
     }
 }
 
-fn unix_seconds() -> u64 {
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
     let age = SystemTime::now().duration_since(UNIX_EPOCH);
     age.map_or(0, |age| age.as_secs())
 }

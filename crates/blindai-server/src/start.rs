@@ -11,9 +11,11 @@ use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
 };
+use rustls::server::danger::ClientCertVerifier;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::access::Access;
 use crate::collateral::Stapling;
 use crate::config::{Config, EngineConfig, Limits, Provider};
 use crate::http::Port;
@@ -73,9 +75,12 @@ impl Server {
         let host = tls::host_certificate(&config.tls.folder)
             .map_err(|error| StartError::new(StartKind::Config, error))?;
         let (telemetry, exporter) = telemetry(config)?;
+        let access = Access::new(&config.access);
+        let clients = access.pinned_clients();
         let service = Arc::new(Service::new(
             config.limits.clone(),
             config.engine.clone(),
+            access,
             engine,
             identity.clone(),
             telemetry.clone(),
@@ -83,12 +88,13 @@ impl Server {
         let connections = descriptors::connections(&config.limits, config.engine.workers);
         let port = |listener,
                     resolver,
+                    clients: Option<Arc<dyn ClientCertVerifier>>,
                     router,
                     counters: &Arc<PortCounters>|
          -> Result<Port, StartError> {
             Ok(Port {
                 listener,
-                tls: tls::server_config(resolver)
+                tls: tls::server_config(resolver, clients)
                     .map_err(|error| StartError::new(StartKind::Config, error))?,
                 router,
                 connections,
@@ -100,12 +106,14 @@ impl Server {
             attested: port(
                 attested,
                 identity.clone(),
+                clients.map(|clients| clients as Arc<dyn ClientCertVerifier>),
                 api::attested(service.clone()),
                 &telemetry.attested,
             )?,
             public: port(
                 public,
                 host,
+                None,
                 api::public(service.clone()),
                 &telemetry.public,
             )?,

@@ -16,6 +16,7 @@ use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Resu
 use super::ApiError;
 use super::body::{Chunks, announced_length};
 use super::params::Params;
+use crate::access::Principal;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -36,76 +37,94 @@ pub fn routes() -> Router<Arc<Service>> {
         )
 }
 
-async fn list(State(service): State<Arc<Service>>) -> Answer<Json<ModelList>> {
-    let _admission = service.admit()?;
-    let models = service.list();
+async fn list(
+    State(service): State<Arc<Service>>,
+    principal: Principal,
+) -> Answer<Json<ModelList>> {
+    let _admission = service.admit(&principal)?;
+    let models = service.list(&principal)?;
     Ok(Json(ModelList { models }))
 }
 
 async fn describe(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<Json<ModelInfo>> {
-    let _admission = service.admit()?;
-    Ok(Json(service.describe(&name, None)?.0))
+    let _admission = service.admit(&principal)?;
+    Ok(Json(service.describe(&principal, &name, None)?.0))
 }
 
 async fn describe_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<ModelInfo>> {
-    let _admission = service.admit()?;
-    Ok(Json(service.describe(&name, Some(&version))?.0))
+    let _admission = service.admit(&principal)?;
+    Ok(Json(service.describe(&principal, &name, Some(&version))?.0))
 }
 
 async fn delete(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<Json<Deleted>> {
-    let _admission = service.admit()?;
-    let deleted = service.delete(&name, None)?;
+    let _admission = service.admit(&principal)?;
+    let deleted = service.delete(&principal, &name, None)?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn delete_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<Deleted>> {
-    let _admission = service.admit()?;
-    let deleted = service.delete(&name, Some(&version))?;
+    let _admission = service.admit(&principal)?;
+    let deleted = service.delete(&principal, &name, Some(&version))?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn upload(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    store(&service, &name.parse()?, None, &headers, body).await
+    store(&service, &principal, &name.parse()?, None, &headers, body).await
 }
 
 async fn upload_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
     let version = version.parse()?;
-    store(&service, &name.parse()?, Some(&version), &headers, body).await
+    store(
+        &service,
+        &principal,
+        &name.parse()?,
+        Some(&version),
+        &headers,
+        body,
+    )
+    .await
 }
 
 async fn store(
     service: &Service,
+    principal: &Principal,
     name: &ModelName,
     version: Option<&ModelVersion>,
     headers: &HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    let admission = service.admit_upload()?;
+    let admission = service.admit_upload(principal)?;
     let expected = content_digest(headers)?;
     let announced = announced_length(headers);
-    let mut incoming = service.begin_upload(announced)?;
+    let mut incoming = service.begin_upload(principal, name, announced)?;
     receive(service, body, &mut incoming, admission.deadline).await?;
     let (info, new) = service.upload(name, version, expected, incoming).await?;
     let status = if new {

@@ -6,6 +6,7 @@ use blindai_core::oip::{
 use blindai_core::{Code, Error, Result};
 
 use super::busy;
+use crate::access::Principal;
 use crate::service::{Service, Turn};
 
 /// Runs the model and ranks the outputs of which a classification was asked for.
@@ -14,7 +15,7 @@ pub async fn infer(
     name: &str,
     version: Option<&str>,
     request: &mut InferRequest,
-    turn: Turn,
+    turn: Turn<'_>,
 ) -> Result<InferResponse> {
     let mut response = service.infer(name, version, request, turn).await?;
     if request.outputs.iter().any(|o| o.classification.is_some()) {
@@ -40,10 +41,14 @@ pub fn server() -> ServerMetadata {
     }
 }
 
-/// Every version of every model.
-pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
-    let _admission = service.admit()?;
-    Ok(service.list().iter().map(IndexEntry::new).collect())
+/// Every version of every model that the principal may use.
+pub fn index(service: &Service, principal: &Principal) -> Result<Vec<IndexEntry>> {
+    let _admission = service.admit(principal)?;
+    Ok(service
+        .list(principal)?
+        .iter()
+        .map(IndexEntry::new)
+        .collect())
 }
 
 /// Loads a model that is loaded, which is nothing to do: there is no repository to load others from.
@@ -51,13 +56,17 @@ pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
 /// # Errors
 /// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] with parameters, which bring configuration
 /// and files.
-pub fn load(service: &Service, name: &str, with_parameters: bool) -> Result<()> {
-    let _admission = service.admit()?;
+pub fn load(
+    service: &Service,
+    principal: &Principal,
+    name: &str,
+    with_parameters: bool,
+) -> Result<()> {
     if with_parameters {
         let fact = "a model cannot be loaded with parameters";
         return Err(upload_instead(Error::new(Code::MethodNotAllowed, fact)));
     }
-    let held = service.describe(name, None);
+    let held = service.describe(principal, name, None);
     held.map(|_| ()).map_err(upload_instead)
 }
 
