@@ -18,10 +18,20 @@ _Tensor = tuple[str, str, tuple[int, ...], _Data]
 _Progress = Callable[[int, int], object]
 
 def connect(
-    address: str, simulation: bool, policy: str | None, timeout: float | None
+    address: str,
+    simulation: bool,
+    policy: str | None,
+    timeout: float | None,
+    token: str | None,
+    client_certificate: tuple[str, str] | None,
 ) -> Client: ...
 def connect_async(
-    address: str, simulation: bool, policy: str | None, timeout: float | None
+    address: str,
+    simulation: bool,
+    policy: str | None,
+    timeout: float | None,
+    token: str | None,
+    client_certificate: tuple[str, str] | None,
 ) -> Awaitable[AsyncClient]: ...
 
 @final

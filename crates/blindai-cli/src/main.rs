@@ -19,6 +19,7 @@ mod proxy;
 mod serve;
 mod subject;
 mod time;
+mod token;
 mod top;
 mod verify;
 
@@ -50,6 +51,8 @@ enum Command {
     Infer(infer::Arguments),
     /// Forward plain HTTP and gRPC of this machine to a server that is verified first.
     Proxy(proxy::Arguments),
+    /// Make a token for a server that wants to know who calls.
+    Token(token::Arguments),
     /// Put a model under load and measure latency and throughput.
     Bench(bench::Arguments),
     /// Watch what a server does, by its metrics.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Proxy(arguments) => proxy::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
     };

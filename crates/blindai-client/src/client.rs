@@ -6,13 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use blindai_collateral::Fetcher;
 use blindai_core::api::{self, Deleted, ModelList};
 use blindai_core::oip::{self, InferRequest, InferResponse};
-use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
+use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion, Token};
 use blindai_verify::{Policy, VerifiedReport};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
+use crate::credentials::{ClientCertificate, Credentials, authorization};
 use crate::http1::{Answer, Broken, Head, Outgoing};
 use crate::trust::{Channel, Clock, CollateralFrom, Dialer, holds};
 use crate::upload::check_digest;
@@ -28,6 +29,8 @@ pub struct ConnectOptions {
     max_response_bytes: usize,
     idle_connections: usize,
     clock: Clock,
+    token: Option<Token>,
+    certificate: Option<ClientCertificate>,
 }
 
 impl ConnectOptions {
@@ -41,7 +44,22 @@ impl ConnectOptions {
             max_response_bytes: 1 << 30,
             idle_connections: 32,
             clock: Arc::new(system_time),
+            token: None,
+            certificate: None,
         }
+    }
+
+    /// Sends this token with each request, to no server before it is verified. A
+    /// [`Connector`](crate::Connector) sends nothing by itself, and so not this.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Shows this certificate in each handshake.
+    pub fn client_certificate(mut self, certificate: ClientCertificate) -> Self {
+        self.certificate = Some(certificate);
+        self
     }
 
     /// Fetches collateral here and does without what the server staples, save for the certificate
@@ -101,12 +119,17 @@ impl ConnectOptions {
     pub(crate) fn dialer(self, address: &str) -> Result<Dialer, ClientError> {
         let address = Address::parse(address)?;
         let limit = self.connect_timeout;
+        let credentials = Credentials {
+            authorization: self.token.as_ref().map(authorization),
+            certificate: self.certificate,
+        };
         Ok(Dialer::new(
             address,
             self.policy,
             self.collateral,
             limit,
             self.clock,
+            credentials,
         ))
     }
 }

@@ -35,6 +35,7 @@ mod address;
 pub mod blocking;
 mod client;
 mod connector;
+mod credentials;
 mod error;
 mod http1;
 mod trust;
@@ -44,11 +45,12 @@ pub use address::DEFAULT_PORT;
 pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
 pub use blindai_core::{
-    Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
+    Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor, Token,
 };
 pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
 pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
+pub use credentials::{ClientCertificate, authorization};
 pub use error::{ClientError, ErrorKind};
 pub use trust::Protocol;
 pub use upload::{Progress, Upload};
