@@ -207,16 +207,25 @@ def reset(connection: ssl.SSLSocket) -> None:
 
 
 def configuration(port: int, public_port: int, **sections: dict[str, Any]) -> str:
-    """A configuration file with these ports; JSON's scalars are TOML's."""
+    """A configuration file with these ports."""
     listen = {"attested": f"127.0.0.1:{port}", "public": f"127.0.0.1:{public_port}"}
     engine = {"onnxruntime": str(onnxruntime.fetch()), "threads": 2}
     tables = {"listen": listen, "engine": engine}
     for name, entries in sections.items():
         tables[name] = {**tables.get(name, {}), **entries}
     return "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        f"[{name}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in table.items())
         for name, table in tables.items()
     )
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it; JSON's scalars are TOML's."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
 
 
 def free_ports(count: int) -> list[int]:
