@@ -231,6 +231,8 @@ def toml(value: Any) -> str:
     """A value as TOML writes it; JSON's scalars are TOML's."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value)
 
 

@@ -287,6 +287,9 @@ def send_http(port: int) -> None:
             with Http(port) as web, contextlib.suppress(OSError, http.client.HTTPException):
                 web.connection.request(method, path, MARK.encode(), HEADERS)
                 web.connection.getresponse().read()
+    for credential in (f"Bearer {MARK}", f"Bearer blindai_{MARK}", f"Basic {MARK}", MARK):
+        with Http(port) as web:
+            assert web.get("/v1/models", Authorization=credential).status in (401, 404)
 
 
 def send_noise(port: int) -> None:

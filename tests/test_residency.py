@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -115,15 +116,12 @@ def held_while_loading(server: Server, begin: Callable[[], Any] = int) -> Iterat
     """Until the end of the block, the worker stands still that loads a model, since `begin`."""
     before = set(server.workers())
     begun = begin()
-    stopped: list[int] = []
-
-    def is_stopped() -> bool:
-        for pid in set(server.workers()) - before:
-            os.kill(pid, signal.SIGSTOP)
-            stopped.append(pid)
-        return bool(stopped)
-
-    wait_for(is_stopped, "a worker to load")
+    end = time.monotonic() + PATIENCE
+    # Loading takes some tens of milliseconds, and must not be over before it is held.
+    while not (stopped := set(server.workers()) - before):
+        assert time.monotonic() < end, "no worker loads"
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield begun
     finally:
@@ -288,7 +286,8 @@ def test_who_does_not_wait_for_a_load_does_not_end_it(tmp_path: Path, size: int)
 
             with held_while_loading(server, ask) as asked:
                 late = asked.result()
-                assert (late.status, late.json["code"]) == (504, "deadline-exceeded")
+                assert late.status == 504, late.body
+                assert late.json["code"] == "deadline-exceeded"
             assert answer(client, "a") == 1
         metrics_with(server, "blindai_model_loads_total", 1, cause="request")
 

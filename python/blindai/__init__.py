@@ -15,6 +15,7 @@ simulation is accepted. The asyncio twin is `blindai.aio`; the API of BlindAI 0.
 from blindai import aio
 from blindai._client import Client, Models, connect
 from blindai._errors import (
+    AccessError,
     AttestationError,
     BlindAIError,
     ConnectionError,
@@ -32,6 +33,7 @@ from blindai._report import Check, Report
 from blindai._tensors import Tensor
 
 __all__ = [
+    "AccessError",
     "AttestationError",
     "BlindAIError",
     "Check",

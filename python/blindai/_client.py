@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from blindai import _native
-from blindai._connect import prepare_connect, refuse_closed
+from blindai._connect import CertificatePaths, prepare_connect, refuse_closed
 from blindai._errors import InvalidInputError
 from blindai._models import Model, Progress, Source, prepare_upload
 from blindai._receipt import Outputs, keep
@@ -25,6 +25,8 @@ def connect(
     simulation: bool = False,
     policy: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
+    token: str | None = None,
+    client_certificate: CertificatePaths | None = None,
 ) -> Client:
     """Verifies a server and connects to it.
 
@@ -37,13 +39,23 @@ def connect(
         policy: path of a policy file (TOML): which code on which hardware to accept.
         timeout: seconds that connecting and each request may take, and that an upload may stand
             still; by default 10 to connect and 300 for a request.
+        token: the bearer token of this caller, for servers that want to know who calls. It is sent
+            only after the server was verified, and shown nowhere.
+        client_certificate: the paths of a certificate and of its private key (PEM), the other way
+            to say who calls. The certificate is shown when the connection is made.
 
     Raises:
         AttestationError: the server did not prove what the policy asks for.
         PolicyError: the policy cannot be read or accepts nothing, or there is none.
+        AccessError: the server does not know the client certificate.
+        InvalidInputError: the token or the certificate is none.
         ConnectionError: there is no server.
     """
-    return Client(_native.connect(*prepare_connect(address, simulation, policy, timeout)))
+    return Client(
+        _native.connect(
+            *prepare_connect(address, simulation, policy, timeout, token, client_certificate)
+        )
+    )
 
 
 class Client:
@@ -93,7 +105,8 @@ class Client:
         Raises:
             InvalidInputError: an input is missing, unknown, or of another dtype or shape.
             ModelError: there is no such model, or it failed on this input.
-            ServerError: the server cannot answer now.
+            ServerError: the server cannot answer now, or this caller is over its quota.
+            AccessError: the server does not know this caller, or does not let it do this.
             AttestationError: the server's evidence has expired and it has no new one.
             ReceiptError: the receipt does not fit the request or the answer.
             ConnectionError: the connection broke, or this client is closed.
@@ -189,6 +202,7 @@ class Models:
 
         Raises:
             ModelError: not a valid or supported model, or the name and version hold another one.
+            AccessError: this caller may not upload, or not under this name.
             InvalidInputError: the name cannot be one, or the model is over the server's limit.
         """
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
@@ -199,7 +213,7 @@ class Models:
         return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     def list(self) -> builtins.list[Model]:
-        """Every model that the server holds."""
+        """Every model that this caller may use."""
         return [Model._from_json(info) for info in json.loads(self._client._native().models())]
 
     def get(self, name: str, version: str | None = None) -> Model:

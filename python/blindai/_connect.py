@@ -9,7 +9,11 @@ from typing import NoReturn, Optional
 from blindai._errors import ConnectionError, InvalidInputError, SimulationWarning
 
 #: The arguments of the native `connect`.
-Arguments = tuple[str, bool, Optional[str], Optional[float]]
+Arguments = tuple[
+    str, bool, Optional[str], Optional[float], Optional[str], Optional[tuple[str, str]]
+]
+#: Paths of a client certificate and of its private key, both PEM.
+CertificatePaths = tuple["str | os.PathLike[str]", "str | os.PathLike[str]"]
 
 
 def prepare_connect(
@@ -17,6 +21,8 @@ def prepare_connect(
     simulation: bool,
     policy: str | os.PathLike[str] | None,
     timeout: float | None,
+    token: str | None,
+    client_certificate: CertificatePaths | None,
 ) -> Arguments:
     """The arguments of the native `connect`; warns when simulation is accepted."""
     if timeout is not None and not 0 < timeout < _LONGEST_SECONDS:
@@ -24,7 +30,12 @@ def prepare_connect(
         raise InvalidInputError("invalid-request", fact, "pass a positive number of seconds")
     if simulation:
         _warn_once()
-    return address, bool(simulation), None if policy is None else os.fspath(policy), timeout
+    policy = None if policy is None else os.fspath(policy)
+    certificate = None
+    if client_certificate is not None:
+        pem, key = client_certificate
+        certificate = os.fspath(pem), os.fspath(key)
+    return address, bool(simulation), policy, timeout, token, certificate
 
 
 def prepare_policy(

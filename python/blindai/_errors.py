@@ -54,6 +54,10 @@ class PolicyError(BlindAIError):
     """The policy cannot be read, contradicts itself, or accepts nothing."""
 
 
+class AccessError(BlindAIError):
+    """The server does not know this caller, or does not let it do this."""
+
+
 class ModelError(BlindAIError):
     """The model is not there, is not valid or not supported, or failed on this input."""
 

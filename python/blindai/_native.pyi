@@ -27,10 +27,20 @@ _Receipt = tuple[bytes, str]
 _Progress = Callable[[int, int], object]
 
 def connect(
-    address: str, simulation: bool, policy: str | None, timeout: float | None
+    address: str,
+    simulation: bool,
+    policy: str | None,
+    timeout: float | None,
+    token: str | None,
+    client_certificate: tuple[str, str] | None,
 ) -> Client: ...
 def connect_async(
-    address: str, simulation: bool, policy: str | None, timeout: float | None
+    address: str,
+    simulation: bool,
+    policy: str | None,
+    timeout: float | None,
+    token: str | None,
+    client_certificate: tuple[str, str] | None,
 ) -> Awaitable[AsyncClient]: ...
 def read_receipt(receipt: bytes) -> str: ...
 def verify_receipt(

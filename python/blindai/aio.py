@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from blindai import _native
-from blindai._connect import Arguments, prepare_connect, refuse_closed
+from blindai._connect import Arguments, CertificatePaths, prepare_connect, refuse_closed
 from blindai._errors import InvalidInputError
 from blindai._models import Model, Progress, Source, prepare_upload
 from blindai._receipt import Outputs, keep
@@ -33,9 +33,13 @@ def connect(
     simulation: bool = False,
     policy: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
+    token: str | None = None,
+    client_certificate: CertificatePaths | None = None,
 ) -> Connecting:
     """Like `blindai.connect`: to be awaited, or used in an ``async with`` block."""
-    return Connecting(prepare_connect(address, simulation, policy, timeout))
+    return Connecting(
+        prepare_connect(address, simulation, policy, timeout, token, client_certificate)
+    )
 
 
 class Connecting:

@@ -20,6 +20,8 @@ pub fn connect(
     simulation: bool,
     policy: Option<PathBuf>,
     timeout: Option<f64>,
+    token: Option<String>,
+    client_certificate: Option<(PathBuf, PathBuf)>,
 ) -> PyResult<Client> {
     let events = Events::new()?;
     let connect = Connect {
@@ -27,6 +29,8 @@ pub fn connect(
         simulation,
         policy,
         timeout,
+        token,
+        client_certificate,
     };
     let client = events.wait(py, connect.run())?;
     Ok(Client { client, events })
@@ -40,12 +44,16 @@ pub fn connect_async(
     simulation: bool,
     policy: Option<PathBuf>,
     timeout: Option<f64>,
+    token: Option<String>,
+    client_certificate: Option<(PathBuf, PathBuf)>,
 ) -> PyResult<Bound<'_, PyAny>> {
     let connect = Connect {
         address,
         simulation,
         policy,
         timeout,
+        token,
+        client_certificate,
     };
     future_into_py(py, async { Ok(AsyncClient(connect.run().await?)) })
 }

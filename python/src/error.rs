@@ -73,6 +73,7 @@ fn class_of(error: &ClientError) -> &'static str {
         ErrorKind::Server(kind) => match kind {
             Kind::InvalidRequest | Kind::InvalidInput | Kind::TooLarge => "InvalidInputError",
             Kind::Model | Kind::NotFound | Kind::Conflict => "ModelError",
+            Kind::Unauthenticated | Kind::Forbidden => "AccessError",
             Kind::Overloaded | Kind::Unavailable | Kind::Timeout | Kind::Internal => "ServerError",
         },
         _ => "BlindAIError",

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Receipt,
-    Upload, VerifiedReport,
+    Client, ClientCertificate, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion,
+    Policy, Receipt, Upload, VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
 use bytes::Bytes;
@@ -28,6 +28,8 @@ pub struct Connect {
     pub simulation: bool,
     pub policy: Option<PathBuf>,
     pub timeout: Option<f64>,
+    pub token: Option<String>,
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 impl Connect {
@@ -36,6 +38,13 @@ impl Connect {
         let mut options = ConnectOptions::new(policy);
         if let Some(limit) = self.timeout.map(Duration::from_secs_f64) {
             options = options.connect_timeout(limit).request_timeout(limit);
+        }
+        if let Some(token) = &self.token {
+            options = options.token(token.parse().map_err(refused)?);
+        }
+        if let Some((certificate, key)) = &self.client_certificate {
+            let read = ClientCertificate::from_pem_files(certificate, key);
+            options = options.client_certificate(read.map_err(to_python)?);
         }
         let connected = Client::connect(&self.address, options).await;
         connected.map_err(|error| self.explain(error))

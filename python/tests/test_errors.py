@@ -22,6 +22,7 @@ from blindai import _connect
 from blindai._report import Report
 
 TREE = [
+    blindai.AccessError,
     blindai.AttestationError,
     blindai.PolicyError,
     blindai.ModelError,

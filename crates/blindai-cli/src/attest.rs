@@ -50,10 +50,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn attest(arguments: &Arguments, server: &str) -> Result<(EvidenceDocument, Arc<VerifiedReport>)> {
-    Ok(arguments
-        .trust
-        .connect(server, &arguments.fetching)?
-        .attest()?)
+    let options = arguments.trust.options(&arguments.fetching)?;
+    Ok(arguments.trust.connect(server, options)?.attest()?)
 }
 
 // A rejection is an answer, not an accident: the table of checks says why.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use blindai_client::blocking::Client;
 use blindai_client::{
-    Client as AsyncClient, ClientError, ConnectOptions, Connector, Digest, FetchOptions, Fetcher,
-    Policy, Source, VerifiedReport,
+    Client as AsyncClient, ClientCertificate, ClientError, ConnectOptions, Connector, Digest,
+    FetchOptions, Fetcher, Policy, Source, Token, VerifiedReport,
 };
 use clap::Args;
 
@@ -22,6 +22,24 @@ pub struct Connection {
     trust: Trust,
     #[command(flatten)]
     fetching: Fetching,
+    #[command(flatten)]
+    credentials: Credentials,
+}
+
+/// Who calls, where the server wants to know. There is no argument for a token itself: arguments are
+/// seen by every program of the machine.
+#[derive(Args)]
+struct Credentials {
+    /// Send the token in this file, to no server before it is verified. Without it, the one in the
+    /// environment variable BLINDAI_TOKEN (not so for the proxy).
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Show this client certificate (PEM) to the server.
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
 }
 
 /// What a server must prove.
@@ -47,14 +65,22 @@ pub struct Fetching {
 impl Connection {
     /// A client of the server, which is verified.
     pub fn open(&self) -> Result<Client> {
-        self.trust.connect(&self.server, &self.fetching)
+        let options = self.trust.options(&self.fetching)?;
+        let options = self.credentials.add_to(options)?;
+        self.trust.connect(&self.server, options)
     }
 
     /// What makes connections to the server, once that is verified.
     pub fn connector(&self) -> Result<Connector> {
         let policy = self.trust.policy()?.context(NO_POLICY)?;
         let options = self.fetching.options(policy)?;
+        let options = self.credentials.add_certificate(options)?;
         Ok(Connector::new(&self.server, options)?)
+    }
+
+    /// The token in the file that was named.
+    pub fn token_in_file(&self) -> Result<Option<Token>> {
+        self.credentials.token_in_file()
     }
 
     /// See [`Trust::policy_id`].
@@ -65,6 +91,7 @@ impl Connection {
     /// The same for async code, which keeps so many connections and waits so long for an answer.
     pub async fn open_async(&self, connections: usize, patience: Duration) -> Result<AsyncClient> {
         let options = self.trust.options(&self.fetching)?;
+        let options = self.credentials.add_to(options)?;
         let options = options
             .idle_connections(connections)
             .request_timeout(patience);
@@ -86,6 +113,50 @@ fn warn_of_simulation(server: &str, report: &VerifiedReport) {
     }
 }
 
+impl Credentials {
+    fn add_to(&self, options: ConnectOptions) -> Result<ConnectOptions> {
+        let options = self.add_certificate(options)?;
+        Ok(match self.token()? {
+            Some(token) => options.token(token),
+            None => options,
+        })
+    }
+
+    fn add_certificate(&self, options: ConnectOptions) -> Result<ConnectOptions> {
+        let (Some(certificate), Some(key)) = (&self.client_cert, &self.client_key) else {
+            return Ok(options);
+        };
+        let certificate = ClientCertificate::from_pem_files(certificate, key)?;
+        Ok(options.client_certificate(certificate))
+    }
+
+    fn token(&self) -> Result<Option<Token>> {
+        if let Some(token) = self.token_in_file()? {
+            return Ok(Some(token));
+        }
+        match std::env::var_os(TOKEN) {
+            Some(text) if !text.is_empty() => {
+                let token = text.to_string_lossy().parse();
+                token
+                    .with_context(|| format!("{TOKEN} cannot be used"))
+                    .map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn token_in_file(&self) -> Result<Option<Token>> {
+        let Some(path) = &self.token_file else {
+            return Ok(None);
+        };
+        let text = file::read_text(path, TOKEN_BYTES).context("the token cannot be used")?;
+        let token = text.trim().parse();
+        token
+            .with_context(|| format!("{} cannot be used", path.display()))
+            .map(Some)
+    }
+}
+
 impl Fetching {
     fn options(&self, policy: Policy) -> Result<ConnectOptions> {
         let options = ConnectOptions::new(policy);
@@ -101,14 +172,15 @@ impl Fetching {
 
 impl Trust {
     /// A client of `server`, which is verified.
-    pub fn connect(&self, server: &str, fetching: &Fetching) -> Result<Client> {
-        let client = Client::connect(server, self.options(fetching)?);
+    pub fn connect(&self, server: &str, options: ConnectOptions) -> Result<Client> {
+        let client = Client::connect(server, options);
         let client = client.map_err(|error| self.explain(error))?;
         warn_of_simulation(server, &client.report());
         Ok(client)
     }
 
-    fn options(&self, fetching: &Fetching) -> Result<ConnectOptions> {
+    /// What to connect with.
+    pub fn options(&self, fetching: &Fetching) -> Result<ConnectOptions> {
         // Without one the server is asked all the same: its refusal says what it is.
         let policy = self.policy()?.unwrap_or_else(Policy::accept_nothing);
         fetching.options(policy)
@@ -161,5 +233,9 @@ pub fn read_policy(path: &Path, simulation: bool) -> Result<Policy> {
 }
 
 const NO_POLICY: &str = "no policy says what the server must prove · give --policy FILE";
+/// Holds a token, for those who keep none in a file.
+const TOKEN: &str = "BLINDAI_TOKEN";
+/// A token has 80.
+const TOKEN_BYTES: u64 = 1024;
 /// A policy names digests by the dozen, not by the million.
 const POLICY_BYTES: u64 = 1024 * 1024;

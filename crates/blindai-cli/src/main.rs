@@ -20,6 +20,7 @@ mod receipt;
 mod serve;
 mod subject;
 mod time;
+mod token;
 mod top;
 mod verify;
 
@@ -53,6 +54,8 @@ enum Command {
     Infer(infer::Arguments),
     /// Forward plain HTTP and gRPC of this machine to a server that is verified first.
     Proxy(proxy::Arguments),
+    /// Make a token for a server that wants to know who calls.
+    Token(token::Arguments),
     /// Put a model under load and measure latency and throughput.
     Bench(bench::Arguments),
     /// Watch what a server does, by its metrics.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Proxy(arguments) => proxy::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
     };

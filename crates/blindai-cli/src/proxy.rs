@@ -70,6 +70,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let connector = Arc::new(arguments.connection.connector()?);
+    let token = arguments.connection.token_in_file()?;
     let policy_id = arguments.connection.policy_id()?;
     let listener = TcpListener::bind(arguments.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", arguments.listen))?;
@@ -78,9 +79,14 @@ async fn serve(arguments: &Arguments) -> Result<()> {
         "blindai proxy: http://{address} forwards to {} when it is verified",
         connector.address()
     ));
+    if token.is_some() {
+        output::warn(
+            "blindai proxy: requests that bring no token are sent with the one in the file",
+        );
+    }
     let keeper = Keeper::new(connector.clone(), arguments.reverify);
     let guard = arguments.guard();
-    let proxy = Proxy::new(connector, keeper.next(), guard, policy_id);
+    let proxy = Proxy::new(connector, keeper.next(), guard, policy_id, token.as_ref());
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

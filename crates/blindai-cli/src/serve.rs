@@ -108,6 +108,7 @@ fn announce(config: &Config, server: &Server) {
             engine: &engines(config),
             evidence: server.description(),
             workers: server.barriers(),
+            access: &config.access.describe(),
             configuration: config.digest(),
             simulated: config.tee.simulation.is_some(),
         },

@@ -7,13 +7,14 @@ use blindai_collateral::Fetcher;
 use blindai_core::api::{self, Deleted, ModelList};
 use blindai_core::oip::{self, InferRequest, InferResponse};
 use blindai_core::receipt::{self, ReceiptRequest};
-use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
+use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion, Token};
 use blindai_verify::{ExpectedReceipt, Policy, VerifiedReport};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
+use crate::credentials::{ClientCertificate, Credentials, authorization};
 use crate::http1::{Answer, Broken, Head, Outgoing};
 use crate::receipt::{answered, asked};
 use crate::trust::{Channel, Clock, CollateralFrom, Dialer, Proof, holds};
@@ -30,6 +31,8 @@ pub struct ConnectOptions {
     max_response_bytes: usize,
     idle_connections: usize,
     clock: Clock,
+    token: Option<Token>,
+    certificate: Option<ClientCertificate>,
 }
 
 impl ConnectOptions {
@@ -43,7 +46,22 @@ impl ConnectOptions {
             max_response_bytes: 1 << 30,
             idle_connections: 32,
             clock: Arc::new(system_time),
+            token: None,
+            certificate: None,
         }
+    }
+
+    /// Sends this token with each request, to no server before it is verified. A
+    /// [`Connector`](crate::Connector) sends nothing by itself, and so not this.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Shows this certificate in each handshake.
+    pub fn client_certificate(mut self, certificate: ClientCertificate) -> Self {
+        self.certificate = Some(certificate);
+        self
     }
 
     /// Fetches collateral here and does without what the server staples, save for the certificate
@@ -103,12 +121,17 @@ impl ConnectOptions {
     pub(crate) fn dialer(self, address: &str) -> Result<Dialer, ClientError> {
         let address = Address::parse(address)?;
         let limit = self.connect_timeout;
+        let credentials = Credentials {
+            authorization: self.token.as_ref().map(authorization),
+            certificate: self.certificate,
+        };
         Ok(Dialer::new(
             address,
             self.policy,
             self.collateral,
             limit,
             self.clock,
+            credentials,
         ))
     }
 }

@@ -189,6 +189,13 @@ impl ClientError {
         Self::of(Cause::Local("file-unwritable"), fact, "")
     }
 
+    // What cannot be read may be a key: nothing of it is repeated.
+    pub(crate) fn certificate_unusable(path: &Path, error: &impl fmt::Display) -> Self {
+        let fact = format!("{}: {error}", path.display());
+        let remedy = "give a certificate and its private key, both as PEM";
+        Self::of(Cause::Local("certificate-unusable"), fact, remedy)
+    }
+
     pub(crate) fn inside_runtime() -> Self {
         let fact = "the blocking client was called from async code";
         let remedy = "use blindai_client::Client there";
@@ -258,6 +265,10 @@ impl ClientError {
     }
 
     pub(crate) fn connection_lost(error: hyper::Error) -> Self {
+        if refuses_certificate(&error) {
+            let fact = "the server does not know the key of the client certificate";
+            return Error::new(Code::Unauthenticated, fact).into();
+        }
         let fact = match std::error::Error::source(&error) {
             Some(source) => format!("the connection broke: {error}: {source}"),
             None => format!("the connection broke: {error}"),
@@ -344,9 +355,25 @@ impl ClientError {
     }
 }
 
+/// Whether the other side ended the connection because of our certificate. In TLS 1.3 this comes when
+/// the handshake is over on this side.
+fn refuses_certificate(error: &hyper::Error) -> bool {
+    use rustls::AlertDescription::{AccessDenied, BadCertificate, CertificateUnknown, UnknownCA};
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let inner = io.and_then(io::Error::get_ref);
+    matches!(
+        inner.and_then(|inner| inner.downcast_ref()),
+        Some(rustls::Error::AlertReceived(
+            AccessDenied | BadCertificate | CertificateUnknown | UnknownCA
+        ))
+    )
+}
+
 /// The nearest code, for refusals whose body says none: of another version or of a proxy.
 fn code_of(status: StatusCode) -> Code {
     match status {
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::Forbidden,
         StatusCode::NOT_FOUND => Code::RouteNotFound,
         StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
         StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
@@ -385,6 +412,8 @@ mod tests {
     fn other_bodies_are_mapped_by_their_status() {
         let cases = [
             (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"),
+            (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            (StatusCode::FORBIDDEN, "forbidden"),
             (StatusCode::NOT_FOUND, "route-not-found"),
             (StatusCode::SERVICE_UNAVAILABLE, "not-ready"),
             (StatusCode::BAD_GATEWAY, "internal"),

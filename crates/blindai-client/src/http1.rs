@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::header::HOST;
+use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -52,6 +52,7 @@ impl Wire {
     pub async fn exchange(
         &mut self,
         head: &Head,
+        authorization: Option<&HeaderValue>,
         body: Outgoing,
         limit: usize,
     ) -> Result<Answer, Broken> {
@@ -59,7 +60,10 @@ impl Wire {
         let sent = body.progress();
         let total = body.remaining;
         self.sender.ready().await.map_err(early)?;
-        let request = head.request(&self.host, body);
+        let mut request = head.request(&self.host, body);
+        if let Some(value) = authorization {
+            request.headers_mut().insert(AUTHORIZATION, value.clone());
+        }
         let response = self.sender.send_request(request).await.map_err(early)?;
         let (head, body) = response.into_parts();
         match collect(body, limit).await {

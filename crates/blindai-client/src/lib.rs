@@ -35,6 +35,7 @@ mod address;
 pub mod blocking;
 mod client;
 mod connector;
+mod credentials;
 mod error;
 mod http1;
 mod receipt;
@@ -46,13 +47,14 @@ pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
 pub use blindai_core::receipt::{ReceiptNonce, ReceiptRequest, Statement};
 pub use blindai_core::{
-    Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
+    Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor, Token,
 };
 pub use blindai_verify::{
     ExpectedReceipt, Policy, PolicyError, Rejection, VerifiedReceipt, VerifiedReport,
 };
 pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
+pub use credentials::{ClientCertificate, authorization};
 pub use error::{ClientError, ErrorKind};
 pub use receipt::{Receipt, evidence_beside};
 pub use trust::Protocol;

@@ -35,6 +35,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::ClientError;
 use crate::address::Address;
+use crate::credentials::{ClientCertificate, Credentials};
 use crate::http1::{Answer, AnswerOutlivesReset, Broken, Head, Outgoing, Wire};
 
 /// Makes trusted connections to one server.
@@ -45,6 +46,8 @@ pub(crate) struct Dialer {
     pub connect_timeout: Duration,
     pub clock: Clock,
     tls: TlsConnector,
+    /// Only a [`Channel`] sends it.
+    authorization: Option<HeaderValue>,
     random: &'static dyn rustls::crypto::SecureRandom,
 }
 
@@ -97,6 +100,7 @@ pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// A connection that ends inside a TEE which the policy accepts: user data may go here.
 pub(crate) struct Channel {
     wire: Wire,
+    authorization: Option<HeaderValue>,
     proof: Proof,
 }
 
@@ -125,7 +129,8 @@ impl Channel {
         body: Outgoing,
         limit: usize,
     ) -> Result<Answer, Broken> {
-        self.wire.exchange(head, body, limit).await
+        let authorization = self.authorization.as_ref();
+        self.wire.exchange(head, authorization, body, limit).await
     }
 }
 
@@ -182,6 +187,7 @@ impl Dialer {
         collateral: CollateralFrom,
         connect_timeout: Duration,
         clock: Clock,
+        credentials: Credentials,
     ) -> Self {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let random = provider.secure_random;
@@ -191,7 +197,8 @@ impl Dialer {
             collateral,
             connect_timeout,
             clock,
-            tls: TlsConnector::from(Arc::new(tls_config(provider))),
+            tls: TlsConnector::from(Arc::new(tls_config(provider, credentials.certificate))),
+            authorization: credentials.authorization,
             random,
         }
     }
@@ -214,12 +221,21 @@ impl Dialer {
         let dialed = async {
             let connection = self.dial(Protocol::Http1).await?;
             if connection.is_covered_by(&known.report, (self.clock)()) {
-                let (wire, proof) = (connection.wire(self).await?, known);
-                return Ok(Channel { wire, proof });
+                let wire = connection.wire(self).await?;
+                return Ok(self.channel(wire, known));
             }
             connection.prove(self).await
         };
         self.in_time(dialed).await
+    }
+
+    fn channel(&self, wire: Wire, proof: Proof) -> Channel {
+        let authorization = self.authorization.clone();
+        Channel {
+            wire,
+            authorization,
+            proof,
+        }
     }
 
     /// A connection to a server that nobody has appraised: step 1 alone.
@@ -312,8 +328,7 @@ impl Unproven {
         match blindai_verify::verify(&evidence, collateral, &binding, &dialer.policy, now) {
             Ok(report) => {
                 let (report, evidence) = (Arc::new(report), Arc::new(document));
-                let proof = Proof { report, evidence };
-                Ok(Channel { wire, proof })
+                Ok(dialer.channel(wire, Proof { report, evidence }))
             }
             Err(rejection) => Err(ClientError::rejected(rejection, document)),
         }
@@ -329,7 +344,7 @@ impl Unproven {
 async fn fetch(wire: &mut Wire, nonce: &Nonce) -> Result<EvidenceDocument, ClientError> {
     let path = format!("{}?nonce={}", api::ATTESTATION, nonce.to_hex());
     let head = Head::new(Method::GET, path);
-    let answer = wire.exchange(&head, Outgoing::empty(), DOCUMENT_BYTES);
+    let answer = wire.exchange(&head, None, Outgoing::empty(), DOCUMENT_BYTES);
     let answer = answer.await?;
     if answer.status() != StatusCode::OK {
         return Err(ClientError::evidence_unavailable(answer.status()));
@@ -337,7 +352,7 @@ async fn fetch(wire: &mut Wire, nonce: &Nonce) -> Result<EvidenceDocument, Clien
     EvidenceDocument::from_json(&answer.body).map_err(|e| ClientError::evidence_malformed(&e))
 }
 
-fn tls_config(provider: CryptoProvider) -> ClientConfig {
+fn tls_config(provider: CryptoProvider, certificate: Option<ClientCertificate>) -> ClientConfig {
     let verifier = EvidenceInCertificate(provider.clone());
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -345,6 +360,9 @@ fn tls_config(provider: CryptoProvider) -> ClientConfig {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    if let Some(certificate) = certificate {
+        config.client_auth_cert_resolver = certificate.resolver();
+    }
     config.resumption = Resumption::disabled();
     config
 }

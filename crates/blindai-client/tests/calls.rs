@@ -5,7 +5,9 @@ mod support;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use blindai_client::{Client, Digest, ErrorKind, ModelName, PreparedRequest, Upload, blocking};
+use blindai_client::{
+    Client, Digest, ErrorKind, ModelName, PreparedRequest, Token, Upload, blocking,
+};
 use blindai_core::{Code, Error, Kind};
 use support::*;
 use tokio::runtime::Runtime;
@@ -34,6 +36,41 @@ async fn tensors_come_back_on_one_connection() {
     assert!(client.ready().await.unwrap());
     assert_eq!(server.handshakes.lock().unwrap().len(), 1);
     assert_eq!(server.user_requests()[0], "POST /v2/models/m/infer");
+}
+
+#[tokio::test]
+async fn a_token_is_sent_with_each_request_to_a_verified_server_only() {
+    let time = Time::now();
+    let identity = Identity::new(MEASUREMENT, &time);
+    let server = Server::honest(&identity).await;
+    let token = Token::from_random(&[7; 32]);
+    let options = || options(&time).token(token.clone());
+    let client = Client::connect(&server.address, options()).await.unwrap();
+    client
+        .infer(&name(), None, &request(vec![7]))
+        .await
+        .unwrap();
+    client.ready().await.unwrap();
+    client.attest().await.unwrap();
+    client
+        .upload(Upload::bytes(&name(), vec![7u8]))
+        .await
+        .unwrap();
+    let sent = server.authorizations.lock().unwrap().clone();
+    let requests = server.requests.lock().unwrap().clone();
+    for (request, sent) in requests.iter().zip(&sent) {
+        // Evidence is asked for before anything is known of who is there.
+        let wanted = format!("Bearer {}", token.expose());
+        let wanted = (!request.contains("/v1/attestation")).then_some(wanted);
+        assert_eq!(*sent, wanted, "{request}");
+    }
+    assert!(sent.iter().flatten().count() >= 3);
+    assert!(!format!("{:?}", options()).contains("blindai_"));
+
+    let other = Server::honest(&Identity::new([0x22; 32], &time)).await;
+    let refused = Client::connect(&other.address, options()).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Attestation);
+    assert_eq!(*other.authorizations.lock().unwrap(), [None]);
 }
 
 #[tokio::test]

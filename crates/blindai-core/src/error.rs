@@ -20,6 +20,7 @@ pub struct Error {
     code: Code,
     fact: String,
     remedy: Cow<'static, str>,
+    retry_after_seconds: Option<u64>,
 }
 
 impl Error {
@@ -30,6 +31,7 @@ impl Error {
             code,
             fact: printable(fact.as_ref(), FACT_BYTES),
             remedy: Cow::Borrowed(code.remedy()),
+            retry_after_seconds: code.retry_after_seconds(),
         }
     }
 
@@ -40,6 +42,12 @@ impl Error {
             Cow::Owned(remedy) => printable(&remedy, FACT_BYTES).into(),
             constant => constant,
         };
+        self
+    }
+
+    /// Says that waiting for so long is all that it takes.
+    pub fn with_retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
         self
     }
 
@@ -61,6 +69,11 @@ impl Error {
     /// What to do, for people.
     pub fn remedy(&self) -> &str {
         &self.remedy
+    }
+
+    /// When to try again, in seconds, where waiting is all that it takes.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after_seconds
     }
 
     /// The shape on the wire.
@@ -118,6 +131,10 @@ pub enum Kind {
     InvalidInput,
     /// The model cannot be loaded or failed on this input.
     Model,
+    /// The caller has not shown who it is, and has to.
+    Unauthenticated,
+    /// The caller may not do this.
+    Forbidden,
     /// There is no such model or page.
     NotFound,
     /// What exists is in the way.
@@ -159,7 +176,7 @@ macro_rules! codes {
                 match self { $(Code::$name => $remedy,)* }
             }
 
-            /// When to try again, in seconds, where waiting is all that it takes.
+            /// When to try again, in seconds, where waiting is always all that it takes.
             pub fn retry_after_seconds(self) -> Option<u64> {
                 match self {
                     Code::TooManyRequests => Some(1),
@@ -226,6 +243,12 @@ codes! {
     MemoryExhausted = "memory-exhausted", Overloaded, "delete a model, or raise limits.total_memory_bytes";
     /// As many requests as the server may hold.
     TooManyRequests = "too-many-requests", Overloaded, "try again later";
+    /// Who calls has not shown a token or certificate that is known and holds.
+    Unauthenticated = "unauthenticated", Unauthenticated, "send a token that this server knows, or use a client certificate that it knows";
+    /// The caller may not do this.
+    Forbidden = "forbidden", Forbidden, "ask the server's operator for the role; docs/access.md says who may do what";
+    /// More than the caller may have or do at a time.
+    QuotaExceeded = "quota-exceeded", Overloaded, "";
     /// The request did not end in time.
     DeadlineExceeded = "deadline-exceeded", Timeout, "send a smaller batch, or raise limits.request_seconds";
     /// The server is starting or stopping.

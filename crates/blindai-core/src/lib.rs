@@ -7,6 +7,7 @@
 //!   certificate and in a file.
 //! - [`receipt`]: what the server states of one inference or upload, signed.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
+//! - [`Token`]: who calls, where the server wants to know.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
 //! This crate does no I/O and holds no `unsafe`. What it does *not* do: decide whether evidence is
@@ -24,6 +25,7 @@ pub mod receipt;
 pub mod simulation;
 mod tensor;
 mod text;
+mod token;
 
 pub use claims::{Claims, ClaimsError, Nonce, ReportData};
 pub use digest::Digest;
@@ -35,3 +37,4 @@ pub use evidence::{
 pub use model::{Dim, EngineKind, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};
 pub use text::{is_steering, printable};
+pub use token::Token;

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::access::AccessConfig;
 use crate::telemetry::Endpoint;
 
 mod models;
@@ -26,9 +27,9 @@ pub use models::{ModelConfig, options};
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;
 /// The largest size, in bytes.
-const BYTES: u64 = 1 << 48;
+pub(crate) const BYTES: u64 = 1 << 48;
 /// The most of anything that is counted.
-const COUNT: usize = 1_000_000;
+pub(crate) const COUNT: usize = 1_000_000;
 
 /// Everything an operator may set.
 #[derive(Clone, Debug, Serialize)]
@@ -37,6 +38,7 @@ pub struct Config {
     pub tls: Tls,
     pub tee: TeeConfig,
     pub collateral: CollateralConfig,
+    pub access: AccessConfig,
     pub engine: EngineConfig,
     pub models: Vec<ModelConfig>,
     pub limits: Limits,
@@ -297,6 +299,7 @@ impl Config {
                 refresh_seconds: s.within("refresh_seconds", 21600, 1..=YEAR),
                 timeout_seconds: s.within("timeout_seconds", 30, 1..=YEAR),
             }),
+            access: root.section("access", AccessConfig::read),
             engine: root.section("engine", |s| EngineConfig {
                 kind: s.get("kind", EngineKind::OnnxRuntime),
                 onnxruntime: s.optional("onnxruntime"),
@@ -330,7 +333,7 @@ impl Config {
     }
 
     fn contradictions(&self) -> Vec<String> {
-        let mut errors = Vec::new();
+        let mut errors = self.access.contradictions();
         if self.limits.model_bytes > self.limits.total_memory_bytes {
             errors.push("limits.model_bytes is more than limits.total_memory_bytes".to_owned());
         }
@@ -450,7 +453,7 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 /// A table that is taken apart key by key; what is left over was not known.
-struct Section {
+pub(crate) struct Section {
     prefix: String,
     table: Table,
     errors: Vec<String>,
@@ -465,14 +468,25 @@ impl Section {
         }
     }
 
-    fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
+    pub(crate) fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
         let value = self.table.remove(key);
         self.enter(key, value.unwrap_or_else(|| Table::new().into()), read)
     }
 
     /// Each table of a list; those that cannot be read are left out, with an error.
-    fn list<T>(&mut self, key: &str, read: impl Fn(&mut Section) -> Option<T>) -> Vec<T> {
-        let values: Vec<Value> = self.get(key, Vec::new());
+    pub(crate) fn list<T>(
+        &mut self,
+        key: &str,
+        read: impl Fn(&mut Section) -> Option<T>,
+    ) -> Vec<T> {
+        let values = match self.table.remove(key) {
+            Some(Value::Array(values)) => values,
+            Some(_) => {
+                self.refuse(key, "not an array of tables");
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
         let values = values.into_iter().enumerate();
         values
             .filter_map(|(number, value)| self.enter(&format!("{key}[{number}]"), value, &read))
@@ -483,8 +497,7 @@ impl Section {
         let table = match value {
             Value::Table(table) => table,
             _ => {
-                self.errors
-                    .push(format!("{}{key}: not a table", self.prefix));
+                self.refuse(key, "not a table");
                 Table::new()
             }
         };
@@ -497,13 +510,24 @@ impl Section {
         value
     }
 
-    fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
-    fn required<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+    /// The value as it stands there.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
+        self.table.remove(key)
+    }
+
+    /// Tells what is wrong with a value, without repeating it.
+    pub(crate) fn refuse(&mut self, key: &str, why: &str) {
+        self.errors.push(format!("{}{key}: {why}", self.prefix));
+    }
+
+    /// What has no default.
+    pub(crate) fn required<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
         if !self.has(key) {
-            self.errors.push(format!("{}{key}: missing", self.prefix));
+            self.refuse(key, "missing");
         }
         self.optional(key)
     }
@@ -524,7 +548,7 @@ impl Section {
         }
     }
 
-    fn get<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
+    pub(crate) fn get<T: DeserializeOwned>(&mut self, key: &str, default: T) -> T {
         self.optional(key).unwrap_or(default)
     }
 
@@ -535,7 +559,7 @@ impl Section {
         self.optional_within(key, range).unwrap_or(default)
     }
 
-    fn optional_within<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    pub(crate) fn optional_within<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
     where
         T: DeserializeOwned + PartialOrd + fmt::Display,
     {
@@ -560,6 +584,8 @@ impl Section {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -615,7 +641,11 @@ mod tests {
 
     #[test]
     fn every_setting_changes_the_digest() {
-        let base = Config::default().digest();
+        let mut seen = HashSet::from([Config::default().digest()]);
+        let token = |rest: &str| {
+            let sha256 = "ab".repeat(32);
+            format!("[[access.tokens]]\nsha256 = '{sha256}'\n{rest}")
+        };
         for text in [
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
@@ -630,8 +660,19 @@ mod tests {
             "[metrics]\nenabled = true",
             "[traces]\nendpoint = 'http://127.0.0.1:4318'",
             "[traces]\nsample_ratio = 0.5",
+            "[access]\nanonymous = ['infer']",
+            &token("name = 'a'\nroles = ['infer']"),
+            &token("name = 'b'\nroles = ['infer']"),
+            &token("name = 'a'\nroles = ['upload']"),
+            &token("name = 'a'\nroles = ['infer']\nmodels = ['m']"),
+            &token("name = 'a'\nroles = ['infer']\nexpires = '2030-01-01'"),
+            &token("name = 'a'\nroles = ['infer']\nquota = {burst = 1}"),
+            &token("name = 'a'\nroles = ['infer']")
+                .replace("tokens", "clients")
+                .replace("sha256", "spki_sha256"),
         ] {
-            assert_ne!(Config::from_toml(text).unwrap().digest(), base, "{text}");
+            let digest = Config::from_toml(text).unwrap().digest();
+            assert!(seen.insert(digest), "{text}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
+use blindai_core::Code;
 use blindai_engine::Caller;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -23,6 +24,8 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::access::PeerKey;
+use crate::api::Refused;
 use crate::places::{self, Exchange, IDLE, Life, Place, Places};
 use crate::reader::Reader;
 use crate::telemetry::{Metered, PortCounters, Watched, watch};
@@ -157,7 +160,9 @@ impl Speaker {
             tracing::debug!("a TLS handshake failed");
             return;
         };
+        let key = PeerKey::of(stream.get_ref().1.peer_certificates());
         let service = Tracked {
+            key,
             inner: TowerToHyperService::new(self.router.clone()),
             life,
         };
@@ -198,6 +203,7 @@ fn h2() -> http2::Builder<TokioExecutor> {
 }
 
 struct Tracked {
+    key: Option<PeerKey>,
     inner: TowerToHyperService<Router>,
     life: Arc<Life>,
 }
@@ -208,8 +214,11 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        // For who takes turns, and who meets whom in a batch.
+        // For who takes turns, and who meets whom in a batch, where the caller has no name.
         request.extensions_mut().insert(Caller(self.life.id()));
+        if let Some(key) = self.key {
+            request.extensions_mut().insert(key);
+        }
         let has_body = !http_body::Body::is_end_stream(request.body());
         let exchange = Exchange::begin(&self.life, has_body);
         let progress = exchange.incoming();
@@ -219,13 +228,20 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
         Box::pin(async move {
             let (answer, watched) = watch(answer).await;
             let answer = answer?;
-            if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            if is_for_want_of_room(&answer) {
                 exchange.refused();
             }
             exchange.answered();
             Ok(answer.map(|body| Outgoing::new(body, exchange, watched)))
         })
     }
+}
+
+// Who is over a quota of its own says nothing of the room for others, and must not have slow peers
+// lose their places.
+fn is_for_want_of_room(answer: &Response<Body>) -> bool {
+    let own = Some(&Refused(Code::QuotaExceeded));
+    answer.status() == StatusCode::TOO_MANY_REQUESTS && answer.extensions().get() != own
 }
 
 /// A request's body, whose sender may be too slow.

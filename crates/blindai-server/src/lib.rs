@@ -7,6 +7,7 @@
 //! What is *not* protected: that requests happen, when, how large they are and how long they take.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod api;
 mod budget;
 mod collateral;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blindai_core::{Code, Digest, Error, ModelName, ModelVersion, Result};
 
+use crate::access::{Held, Owner, Principal};
 use crate::model::Model;
 
 /// All models. The versions of a name stand in the order of their upload; the last is the one that
@@ -14,8 +15,9 @@ pub struct Registry {
     names: Mutex<BTreeMap<ModelName, Versions>>,
 }
 
-#[derive(Default)]
 struct Versions {
+    /// Who uploaded the first of them. Others do not upload under this name.
+    owner: Owner,
     slots: Vec<Slot>,
     /// The last number given out: a caller who pinned a deleted version must not get other content.
     last: u64,
@@ -27,7 +29,14 @@ struct Slot {
     /// What answers.
     model: Option<Arc<Model>>,
     /// The content that loads, to take its place if there is one.
-    coming: Option<Digest>,
+    coming: Option<Content>,
+}
+
+/// What was uploaded.
+#[derive(Clone, Copy)]
+pub struct Content {
+    pub digest: Digest,
+    pub size_bytes: u64,
 }
 
 /// What becomes of an upload.
@@ -47,51 +56,74 @@ pub struct Place {
 }
 
 impl Registry {
+    /// Checks that the principal may upload under this name, and have what is there leave.
+    ///
+    /// # Errors
+    /// Those of [`Principal::check_manages`].
+    pub fn check_manages(&self, principal: &Principal, name: &ModelName) -> Result<()> {
+        let names = self.lock();
+        principal.check_manages(name, names.get(name).map(|versions| &versions.owner))
+    }
+
     /// Reserves a place for this content, or finds that it is already held.
     ///
     /// Without a version new content gets the next number. Nothing is overwritten unless `replaces`
     /// says so; then what the version holds goes on answering until the place is filled.
     ///
     /// # Errors
+    /// Those of [`Principal::check_manages`] and [`Principal::check_room`],
     /// [`Code::ModelExists`] when the version holds other content, [`Code::NotReady`] when it is
     /// being loaded now, [`Code::TooManyModels`].
     pub fn claim(
         self: &Arc<Self>,
+        principal: &Principal,
         name: &ModelName,
         version: Option<&ModelVersion>,
-        digest: Digest,
+        content: Content,
         replaces: bool,
         limit: usize,
     ) -> Result<Claim> {
         let mut names = self.lock();
         let held: usize = names.values().map(|versions| versions.slots.len()).sum();
+        let versions = names.get(name);
+        principal.check_manages(name, versions.map(|versions| &versions.owner))?;
+        let own = held_by(&names, principal.owner());
         let mut slots = names.get_mut(name).into_iter().flat_map(|v| &mut v.slots);
         let same = slots.find(|slot| match version {
             Some(version) => slot.version == *version,
-            None => slot.holds(digest),
+            None => slot.holds(content.digest),
         });
         if let Some(slot) = same {
-            return match slot.claim(name, digest, replaces)? {
+            let room = || principal.check_room(own.without_one_model(), content.size_bytes);
+            return match slot.claim(name, content, replaces, room)? {
                 Some(model) => Ok(Claim::Held(model)),
                 None => Ok(Claim::Reserved(self.place(name, slot.version.clone()))),
             };
         }
+        principal.check_room(held_by(&names, principal.owner()), content.size_bytes)?;
         if held >= limit {
             let fact = format!("the server holds {held} models, limits.models is {limit}");
             return Err(Error::new(Code::TooManyModels, fact));
         }
-        let versions = names.entry(name.clone()).or_default();
-        let version = versions.reserve(version, digest);
+        let new = || Versions::new(principal.owner().clone());
+        let versions = names.entry(name.clone()).or_insert_with(new);
+        let version = versions.reserve(version, content);
         Ok(Claim::Reserved(self.place(name, version)))
     }
 
     /// The model of this name, in this version or the newest.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`]
-    pub fn find(&self, name: &str, version: Option<&str>) -> Result<Arc<Model>> {
+    /// [`Code::ModelNotFound`], also for a model that the principal may not use.
+    pub fn find(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Arc<Model>> {
         let names = self.lock();
-        let slots = names.iter().find(|(key, _)| key.as_str() == name);
+        let mut seen = seen_by(principal, &names);
+        let slots = seen.find(|(key, _)| key.as_str() == name);
         let mut ready = slots.iter().flat_map(|(_, versions)| versions.ready());
         let found = match version {
             Some(version) => ready.find(|model| model.info.version.as_str() == version),
@@ -100,15 +132,24 @@ impl Registry {
         found.cloned().ok_or_else(|| not_found(name, version))
     }
 
-    /// Everything that is ready, by name and in the order of upload.
-    pub fn list(&self) -> Vec<Arc<Model>> {
+    /// What is ready and the principal may use, by name and in the order of upload.
+    pub fn list(&self, principal: &Principal) -> Vec<Arc<Model>> {
+        let names = self.lock();
+        let seen = seen_by(principal, &names);
+        seen.flat_map(|(_, versions)| versions.ready())
+            .cloned()
+            .collect()
+    }
+
+    /// Everything that is ready, for what says nothing of names.
+    pub fn all(&self) -> Vec<Arc<Model>> {
         let names = self.lock();
         names.values().flat_map(Versions::ready).cloned().collect()
     }
 
     /// The versions of a name that are ready.
-    pub fn versions(&self, name: &str) -> Vec<String> {
-        let held = self.list().into_iter();
+    pub fn versions(&self, principal: &Principal, name: &str) -> Vec<String> {
+        let held = self.list(principal).into_iter();
         let named = held.filter(|model| model.info.name.as_str() == name);
         named.map(|model| model.info.version.to_string()).collect()
     }
@@ -116,12 +157,23 @@ impl Registry {
     /// Takes out a version, or all versions of a name.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`] when there was none.
-    pub fn remove(&self, name: &str, version: Option<&str>) -> Result<Vec<Arc<Model>>> {
+    /// [`Code::ModelNotFound`] when there was none that the principal may use, [`Code::Forbidden`]
+    /// when it is not the principal's.
+    pub fn remove(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Vec<Arc<Model>>> {
         let mut names = self.lock();
-        let key = names.keys().find(|key| key.as_str() == name).cloned();
-        let key = key.ok_or_else(|| not_found(name, version))?;
-        let slots = &mut names.entry(key.clone()).or_default().slots;
+        let seen = names
+            .iter_mut()
+            .filter(|(key, of)| principal.sees(key, &of.owner));
+        let mut called = seen.filter(|(key, _)| key.as_str() == name);
+        let found = called.next().map(|(key, versions)| (key.clone(), versions));
+        let (key, versions) = found.ok_or_else(|| not_found(name, version))?;
+        principal.check_manages(&key, Some(&versions.owner))?;
+        let slots = &mut versions.slots;
         let named = |slot: &&mut Slot| version.is_none_or(|v| slot.version.as_str() == v);
         let removed = slots.iter_mut().filter(named);
         let removed: Vec<_> = removed.filter_map(|slot| slot.model.take()).collect();
@@ -202,16 +254,24 @@ impl Drop for Place {
 }
 
 impl Versions {
+    fn new(owner: Owner) -> Self {
+        Self {
+            owner,
+            slots: Vec::new(),
+            last: 0,
+        }
+    }
+
     fn ready(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.slots.iter().filter_map(|slot| slot.model.as_ref())
     }
 
-    fn reserve(&mut self, version: Option<&ModelVersion>, digest: Digest) -> ModelVersion {
+    fn reserve(&mut self, version: Option<&ModelVersion>, content: Content) -> ModelVersion {
         let version = version.cloned().unwrap_or_else(|| self.next());
         self.slots.push(Slot {
             version: version.clone(),
             model: None,
-            coming: Some(digest),
+            coming: Some(content),
         });
         version
     }
@@ -228,25 +288,51 @@ impl Versions {
     }
 }
 
+fn seen_by<'a>(
+    principal: &Principal,
+    names: &'a BTreeMap<ModelName, Versions>,
+) -> impl Iterator<Item = (&'a ModelName, &'a Versions)> {
+    let sees = |(name, versions): &(&ModelName, &Versions)| principal.sees(name, &versions.owner);
+    names.iter().filter(sees)
+}
+
+/// What an owner holds, and what it is uploading now.
+fn held_by(names: &BTreeMap<ModelName, Versions>, owner: &Owner) -> Held {
+    let own = names.values().filter(|versions| versions.owner == *owner);
+    own.flat_map(|versions| &versions.slots)
+        .fold(Held::default(), |held, slot| Held {
+            models: held.models + 1,
+            bytes: held.bytes.saturating_add(slot.size_bytes()),
+        })
+}
+
 impl Slot {
     fn holds(&self, digest: Digest) -> bool {
         let model = self.model.as_ref().map(|model| model.info.digest);
-        [model, self.coming].contains(&Some(digest))
+        let coming = self.coming.map(|content| content.digest);
+        [model, coming].contains(&Some(digest))
+    }
+
+    fn size_bytes(&self) -> u64 {
+        let model = self.model.as_ref().map_or(0, |model| model.info.size_bytes);
+        let coming = self.coming.map_or(0, |content| content.size_bytes);
+        model.saturating_add(coming)
     }
 
     /// Claims the slot for other content, unless it holds this content, which is then returned.
     fn claim(
         &mut self,
         name: &ModelName,
-        digest: Digest,
+        content: Content,
         replaces: bool,
+        check_room: impl FnOnce() -> Result<()>,
     ) -> Result<Option<Arc<Model>>> {
-        let same = |model: &&Arc<Model>| model.info.digest == digest;
+        let same = |model: &&Arc<Model>| model.info.digest == content.digest;
         let stays = !replaces || self.coming.is_none();
         if let Some(model) = self.model.as_ref().filter(same).filter(|_| stays) {
             return Ok(Some(model.clone()));
         }
-        if !replaces && !self.holds(digest) {
+        if !replaces && !self.holds(content.digest) {
             return Err(self.exists(name));
         }
         if self.coming.is_some() {
@@ -254,13 +340,15 @@ impl Slot {
             let fact = format!("{name} version {version} is being loaded by another upload");
             return Err(Error::new(Code::NotReady, fact));
         }
-        self.coming = Some(digest);
+        check_room()?;
+        self.coming = Some(content);
         Ok(None)
     }
 
     fn exists(&self, name: &ModelName) -> Error {
         let model = self.model.as_ref().map(|model| model.info.digest);
-        let held = model.or(self.coming).map(|digest| digest.to_string());
+        let coming = self.coming.map(|content| content.digest);
+        let held = model.or(coming).map(|digest| digest.to_string());
         let (version, held) = (&self.version, held.unwrap_or_default());
         let fact = format!("{name} version {version} holds other content, {held}");
         Error::new(Code::ModelExists, fact)
@@ -295,7 +383,12 @@ mod tests {
     ) -> Result<Claim> {
         let version = version.map(|version| version.parse().unwrap());
         let name = "m".parse().unwrap();
-        registry.claim(&name, version.as_ref(), digest(content), replaces, LIMIT)
+        let content = Content {
+            digest: digest(content),
+            size_bytes: 1,
+        };
+        let operator = Principal::operator();
+        registry.claim(&operator, &name, version.as_ref(), content, replaces, LIMIT)
     }
 
     fn place(registry: &Arc<Registry>, version: Option<&str>, content: &str) -> Place {
@@ -325,7 +418,11 @@ mod tests {
     }
 
     fn answers(registry: &Registry, version: Option<&str>) -> Digest {
-        registry.find("m", version).unwrap().info.digest
+        registry
+            .find(&Principal::operator(), "m", version)
+            .unwrap()
+            .info
+            .digest
     }
 
     fn refused(claim: Result<Claim>) -> Code {
@@ -339,10 +436,12 @@ mod tests {
         put(&registry, None, "b");
         assert_eq!(answers(&registry, None), digest("b"));
         assert_eq!(answers(&registry, Some("1")), digest("a"));
-        registry.remove("m", Some("2")).unwrap();
+        registry
+            .remove(&Principal::operator(), "m", Some("2"))
+            .unwrap();
         assert_eq!(answers(&registry, None), digest("a"));
         put(&registry, None, "c");
-        assert_eq!(registry.versions("m"), ["1", "3"]);
+        assert_eq!(registry.versions(&Principal::operator(), "m"), ["1", "3"]);
         assert!(matches!(
             claim(&registry, None, "a", false),
             Ok(Claim::Held(_))
@@ -385,7 +484,7 @@ mod tests {
         assert_eq!(answers(&registry, Some("1")), digest("b"));
         // It keeps its place: the newest is another.
         assert_eq!(answers(&registry, None), digest("z"));
-        assert_eq!(registry.list().len(), 2);
+        assert_eq!(registry.all().len(), 2);
     }
 
     #[test]
@@ -403,8 +502,14 @@ mod tests {
         let registry = Arc::default();
         put(&registry, None, "a");
         let coming = place(&registry, Some("1"), "b");
-        assert_eq!(registry.remove("m", None).unwrap().len(), 1);
-        assert!(registry.find("m", None).is_err());
+        assert_eq!(
+            registry
+                .remove(&Principal::operator(), "m", None)
+                .unwrap()
+                .len(),
+            1
+        );
+        assert!(registry.find(&Principal::operator(), "m", None).is_err());
         fill(coming, "b");
         assert_eq!(answers(&registry, Some("1")), digest("b"));
     }
@@ -435,12 +540,12 @@ mod tests {
             refused(claim(&registry, None, "e", false)),
             Code::TooManyModels
         );
-        assert_eq!(registry.list().len(), 0);
+        assert_eq!(registry.all().len(), 0);
         places.pop();
         put(&registry, None, "e");
         drop(places);
-        assert_eq!(registry.versions("m"), ["5"]);
+        assert_eq!(registry.versions(&Principal::operator(), "m"), ["5"]);
         registry.clear();
-        assert!(registry.find("m", None).is_err());
+        assert!(registry.find(&Principal::operator(), "m", None).is_err());
     }
 }

@@ -206,7 +206,7 @@ impl Residency {
 
     /// Whether there would be room if every other model were idle.
     fn could_fit(&self, model: &Model, bytes: u64) -> bool {
-        let models = self.registry.list().into_iter();
+        let models = self.registry.all().into_iter();
         let others = models.filter(|other| !std::ptr::eq(&**other, model) && other.could_leave());
         let free: u64 = others.map(|other| other.bytes()).sum();
         let used = self.memory.used().saturating_sub(free);
@@ -215,7 +215,7 @@ impl Residency {
 
     /// The models that could leave, the least recently used first.
     fn idle(&self) -> Vec<Arc<Model>> {
-        let models = self.registry.list().into_iter();
+        let models = self.registry.all().into_iter();
         let idle = models.filter_map(|model| Some((model.idle_since()?, model)));
         let mut idle: Vec<_> = idle.collect();
         idle.sort_by_key(|(since, _)| *since);

@@ -11,21 +11,23 @@ use blindai_core::receipt::{Deed, ReceiptRequest};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
-use blindai_engine::{Answer, Caller, Engine, ModelFile, ModelWriter};
+use blindai_engine::{Answer, Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::access::{Access, Held, Principal, QuotaPlace, Right};
 use crate::budget::{Budget, Reservation};
 use crate::config::{Config, Limits, ModelConfig};
 use crate::identity::{Identity, Share};
 use crate::model::Model;
 use crate::origin::Origin;
-use crate::registry::{Claim, Registry};
+use crate::registry::{Claim, Content, Registry};
 use crate::residency::{Arrived, Residency};
 use crate::telemetry::{self, Gauges, LoadCause, ModelGauges, Telemetry, exposition};
 
 /// The product.
 pub struct Service {
     config: Config,
+    access: Access,
     identity: Arc<Identity>,
     registry: Arc<Registry>,
     residency: Arc<Residency>,
@@ -39,14 +41,15 @@ pub struct Service {
 /// The right to be worked on; dropping it gives the place to the next.
 pub struct Admission {
     _permit: OwnedSemaphorePermit,
+    _place: QuotaPlace,
     /// When the request must have ended.
     pub deadline: Instant,
 }
 
 /// Whose request it is, and when it must have ended.
 #[derive(Clone, Copy)]
-pub struct Turn {
-    pub caller: Caller,
+pub struct Turn<'a> {
+    pub principal: &'a Principal,
     pub deadline: Instant,
 }
 
@@ -54,6 +57,7 @@ impl Service {
     /// A service that holds no models and is not ready yet.
     pub fn new(
         config: Config,
+        access: Access,
         engine: Engine,
         identity: Arc<Identity>,
         telemetry: Arc<Telemetry>,
@@ -68,6 +72,7 @@ impl Service {
             Duration::from_secs(limits.load_seconds),
         );
         Self {
+            access,
             telemetry,
             identity,
             registry,
@@ -105,22 +110,32 @@ impl Service {
         exposition(&self.telemetry, &self.gauges())
     }
 
+    /// Who is known.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
     /// Admits a request, before anything of its body is read.
     ///
     /// # Errors
-    /// [`Code::NotReady`], [`Code::TooManyRequests`]
-    pub fn admit(&self) -> Result<Admission> {
+    /// Those of [`Principal::require`], [`Code::QuotaExceeded`], [`Code::NotReady`],
+    /// [`Code::TooManyRequests`]
+    pub fn admit(&self, principal: &Principal) -> Result<Admission> {
+        principal.require(Right::Use)?;
+        let place = principal.take_place()?;
         let limit = self.config.limits.request();
-        self.admit_to(&self.requests, "limits.concurrent_requests", limit)
+        self.admit_to(&self.requests, place, "limits.concurrent_requests", limit)
     }
 
     /// Admits an upload, before anything of its body is read.
     ///
     /// # Errors
-    /// [`Code::NotReady`], [`Code::TooManyRequests`]
-    pub fn admit_upload(&self) -> Result<Admission> {
+    /// As for [`Service::admit`].
+    pub fn admit_upload(&self, principal: &Principal) -> Result<Admission> {
+        principal.require(Right::Manage)?;
+        let place = principal.take_place()?;
         let limit = self.config.limits.upload();
-        self.admit_to(&self.uploads, "limits.concurrent_uploads", limit)
+        self.admit_to(&self.uploads, place, "limits.concurrent_uploads", limit)
     }
 
     /// Checks that a body is not larger than any may be.
@@ -156,18 +171,26 @@ impl Service {
         }
     }
 
-    /// Begins an upload of `announced` bytes, if the sender says so.
+    /// Begins an upload under `name` of `announced` bytes, if the sender says so.
     ///
     /// # Errors
-    /// [`Code::ModelTooLarge`], before a byte is taken. Memory is reserved as bytes arrive: who only
-    /// announces much must not keep others out.
-    pub fn begin_upload(&self, announced: Option<u64>) -> Result<Incoming> {
+    /// [`Code::Forbidden`], [`Code::QuotaExceeded`], [`Code::ModelTooLarge`], before a byte is taken.
+    /// Memory is reserved as bytes arrive: who only announces much must not keep others out.
+    pub fn begin_upload(
+        &self,
+        principal: &Principal,
+        name: &ModelName,
+        announced: Option<u64>,
+    ) -> Result<Incoming> {
+        self.registry.check_manages(principal, name)?;
         let limit = self.config.limits.model_bytes;
         if let Some(bytes) = announced.filter(|&bytes| bytes > limit) {
             let fact = format!("the model has {bytes} bytes, limits.model_bytes is {limit}");
             return Err(Error::new(Code::ModelTooLarge, fact));
         }
+        principal.check_room(Held::default(), announced.unwrap_or(0))?;
         Ok(Incoming {
+            principal: principal.clone(),
             writer: ModelWriter::new(limit)?,
             memory: self.residency.memory.empty(),
             residency: self.residency.clone(),
@@ -182,8 +205,8 @@ impl Service {
     /// the next number. The Boolean says whether the model is new.
     ///
     /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::ModelExists`], [`Code::TooManyModels`],
-    /// [`Code::MemoryExhausted`], and what the engine says of the model.
+    /// [`Code::Forbidden`], [`Code::QuotaExceeded`], [`Code::DigestMismatch`], [`Code::ModelExists`],
+    /// [`Code::TooManyModels`], [`Code::MemoryExhausted`], and what the engine says of the model.
     pub async fn upload(
         &self,
         name: &ModelName,
@@ -201,7 +224,8 @@ impl Service {
             cause: LoadCause::Upload,
             replaces: incoming.replaces,
         };
-        let (info, new) = self.install(name, version, arrived).await?;
+        let installed = self.install(&incoming.principal, name, version, arrived);
+        let (info, new) = installed.await?;
         if new {
             self.telemetry.uploaded(size_bytes);
         }
@@ -217,7 +241,8 @@ impl Service {
         let limit = self.config.limits.model_bytes;
         let origin = Origin::File(path);
         let arrived = self.residency.read(origin, limit, entry.sha256).await?;
-        let installed = self.install(&entry.name, entry.version.as_ref(), arrived);
+        let (operator, version) = (Principal::operator(), entry.version.as_ref());
+        let installed = self.install(&operator, &entry.name, version, arrived);
         installed.await.map(|_| ())
     }
 
@@ -231,9 +256,10 @@ impl Service {
         name: &str,
         version: Option<&str>,
         request: &mut InferRequest,
-        turn: Turn,
+        turn: Turn<'_>,
     ) -> Result<(InferResponse, Digest)> {
-        let model = self.registry.find(name, version)?;
+        turn.principal.require(Right::Use)?;
+        let model = self.registry.find(turn.principal, name, version)?;
         let begun = Instant::now();
         telemetry::decoded(&model.metrics);
         let answer = self.run(&model, request, turn).await;
@@ -263,32 +289,48 @@ impl Service {
         self.identity.receipt(wish, deed, model)
     }
 
-    /// All models.
-    pub fn list(&self) -> Vec<ModelInfo> {
-        let models = self.registry.list();
-        models.iter().map(|model| model.describe()).collect()
+    /// All models that the principal may use.
+    ///
+    /// # Errors
+    /// Those of [`Principal::require`].
+    pub fn list(&self, principal: &Principal) -> Result<Vec<ModelInfo>> {
+        principal.require(Right::Use)?;
+        let models = self.registry.list(principal);
+        Ok(models.iter().map(|model| model.describe()).collect())
     }
 
     /// One model, in this version or the newest, and the versions there are.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`]
-    pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
-        let model = self.registry.find(name, version)?;
-        Ok((model.describe(), self.registry.versions(name)))
+    pub fn describe(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<(ModelInfo, Vec<String>)> {
+        principal.require(Right::Use)?;
+        let model = self.registry.find(principal, name, version)?;
+        Ok((model.describe(), self.registry.versions(principal, name)))
     }
 
     /// What models have done: one version or all of a name, or all models without a name.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`]
-    pub fn statistics(&self, name: Option<&str>, version: Option<&str>) -> Result<StatisticsList> {
+    pub fn statistics(
+        &self,
+        principal: &Principal,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<StatisticsList> {
+        principal.require(Right::Use)?;
         let models = match (name, version) {
-            (None, _) => self.registry.list(),
-            (Some(name), Some(_)) => vec![self.registry.find(name, version)?],
+            (None, _) => self.registry.list(principal),
+            (Some(name), Some(_)) => vec![self.registry.find(principal, name, version)?],
             (Some(name), None) => {
-                self.registry.find(name, None)?;
-                let mut models = self.registry.list();
+                self.registry.find(principal, name, None)?;
+                let mut models = self.registry.list(principal);
                 models.retain(|model| model.info.name.as_str() == name);
                 models
             }
@@ -303,8 +345,9 @@ impl Service {
     ///
     /// # Errors
     /// [`Code::ModelNotFound`], and what keeps it from being loaded.
-    pub async fn load(&self, name: &str, deadline: Instant) -> Result<()> {
-        let model = self.registry.find(name, None)?;
+    pub async fn load(&self, principal: &Principal, name: &str, deadline: Instant) -> Result<()> {
+        principal.require(Right::Use)?;
+        let model = self.registry.find(principal, name, None)?;
         let lease = self
             .residency
             .lease(&model, LoadCause::Repository, deadline);
@@ -315,10 +358,12 @@ impl Service {
     /// well, and the next one brings its version back. Whether there was any such version.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`]
-    pub fn unload(&self, name: &str) -> Result<bool> {
-        self.registry.find(name, None)?;
-        let mut models = self.registry.list();
+    /// [`Code::Forbidden`], [`Code::ModelNotFound`]
+    pub fn unload(&self, principal: &Principal, name: &str) -> Result<bool> {
+        principal.require(Right::Manage)?;
+        let newest = self.registry.find(principal, name, None)?;
+        self.registry.check_manages(principal, &newest.info.name)?;
+        let mut models = self.registry.list(principal);
         models.retain(|model| model.info.name.as_str() == name && model.origin.is_some());
         models.iter().for_each(|model| self.residency.unload(model));
         Ok(!models.is_empty())
@@ -327,9 +372,15 @@ impl Service {
     /// Deletes a version, or all versions of a name. Requests in progress still end well.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`]
-    pub fn delete(&self, name: &str, version: Option<&str>) -> Result<Vec<ModelInfo>> {
-        let removed = self.registry.remove(name, version)?;
+    /// [`Code::Forbidden`], [`Code::ModelNotFound`]
+    pub fn delete(
+        &self,
+        principal: &Principal,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Vec<ModelInfo>> {
+        principal.require(Right::Manage)?;
+        let removed = self.registry.remove(principal, name, version)?;
         Ok(removed.iter().map(|model| model.describe()).collect())
     }
 
@@ -355,15 +406,17 @@ impl Service {
     /// Makes content answer under a name, unless the name holds it already.
     async fn install(
         &self,
+        principal: &Principal,
         name: &ModelName,
         version: Option<&ModelVersion>,
         arrived: Arrived,
     ) -> Result<(ModelInfo, bool)> {
         let (digest, size_bytes) = (arrived.file.digest(), arrived.file.size_bytes());
-        let limit = self.config.limits.models;
+        let content = Content { digest, size_bytes };
+        let (replaces, limit) = (arrived.replaces, self.config.limits.models);
         let claim = self
             .registry
-            .claim(name, version, digest, arrived.replaces, limit);
+            .claim(principal, name, version, content, replaces, limit);
         let place = match claim? {
             Claim::Held(model) => return Ok((model.describe(), false)),
             Claim::Reserved(place) => place,
@@ -394,7 +447,7 @@ impl Service {
         &self,
         model: &Arc<Model>,
         request: &mut InferRequest,
-        turn: Turn,
+        turn: Turn<'_>,
     ) -> Result<Answer> {
         let begun = Instant::now();
         let wanted = request.output_names();
@@ -411,7 +464,9 @@ impl Service {
             .await?;
         let waited = begun.elapsed();
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut answer = lease.run(inputs, &wanted, turn.caller, left).await?;
+        let mut answer = lease
+            .run(inputs, &wanted, turn.principal.caller(), left)
+            .await?;
         answer.stages.queued += waited;
         Ok(answer)
     }
@@ -419,7 +474,7 @@ impl Service {
     fn gauges(&self) -> Gauges {
         let taken = |places: &Semaphore, limit| (limit - places.available_permits(), limit);
         let limits = &self.config.limits;
-        let models = self.registry.list();
+        let models = self.registry.all();
         let models = models.iter().map(|model| ModelGauges {
             metrics: model.metrics.clone(),
             loaded: model.is_loaded(),
@@ -445,6 +500,7 @@ impl Service {
     fn admit_to(
         &self,
         places: &Arc<Semaphore>,
+        place: QuotaPlace,
         setting: &str,
         limit: Duration,
     ) -> Result<Admission> {
@@ -460,6 +516,7 @@ impl Service {
         })?;
         Ok(Admission {
             _permit: permit,
+            _place: place,
             deadline: Instant::now() + limit,
         })
     }
@@ -473,6 +530,7 @@ impl Service {
 
 /// An upload on its way in.
 pub struct Incoming {
+    principal: Principal,
     writer: ModelWriter,
     memory: Reservation,
     residency: Arc<Residency>,
@@ -490,9 +548,11 @@ impl Incoming {
     /// Takes the next bytes.
     ///
     /// # Errors
-    /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
+    /// [`Code::QuotaExceeded`], [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
+        // Who announced nothing must not fill the memory beyond its quota.
+        self.principal.check_room(Held::default(), self.written)?;
         let reserved = self.memory.bytes();
         if self.written > reserved {
             let reserved = self.written.max(reserved + RESERVE_BYTES);
@@ -516,7 +576,8 @@ fn check_digest(file: &ModelFile, expected: Option<Digest>) -> Result<()> {
     }
 }
 
-fn unix_seconds() -> u64 {
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
     let age = SystemTime::now().duration_since(UNIX_EPOCH);
     age.map_or(0, |age| age.as_secs())
 }

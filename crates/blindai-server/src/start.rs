@@ -12,9 +12,11 @@ use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
 };
+use rustls::server::danger::ClientCertVerifier;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::access::Access;
 use crate::collateral::Stapling;
 use crate::config::{self, Config, ModelConfig, Provider};
 use crate::http::Port;
@@ -75,8 +77,11 @@ impl Server {
         let host = tls::host_certificate(&config.tls.folder)
             .map_err(|error| StartError::new(StartKind::Config, error))?;
         let (telemetry, exporter) = telemetry(config)?;
+        let access = Access::new(&config.access);
+        let clients = access.pinned_clients();
         let service = Arc::new(Service::new(
             config.clone(),
+            access,
             engine,
             identity.clone(),
             telemetry.clone(),
@@ -84,12 +89,13 @@ impl Server {
         let connections = descriptors::connections(&config.limits, config.most_workers());
         let port = |listener,
                     resolver,
+                    clients: Option<Arc<dyn ClientCertVerifier>>,
                     router,
                     counters: &Arc<PortCounters>|
          -> Result<Port, StartError> {
             Ok(Port {
                 listener,
-                tls: tls::server_config(resolver)
+                tls: tls::server_config(resolver, clients)
                     .map_err(|error| StartError::new(StartKind::Config, error))?,
                 router,
                 connections,
@@ -101,12 +107,14 @@ impl Server {
             attested: port(
                 attested,
                 identity.clone(),
+                clients.map(|clients| clients as Arc<dyn ClientCertVerifier>),
                 api::attested(service.clone()),
                 &telemetry.attested,
             )?,
             public: port(
                 public,
                 host,
+                None,
                 api::public(service.clone()),
                 &telemetry.public,
             )?,

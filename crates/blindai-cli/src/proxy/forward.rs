@@ -1,6 +1,6 @@
 //! What of a message belongs to the connection that it came on, and stays behind (RFC 9110, 7.6).
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderName, TE, UPGRADE, VIA};
+use http::header::{AUTHORIZATION, CONNECTION, EXPECT, Entry, HOST, HeaderName, TE, UPGRADE, VIA};
 use http::request;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
@@ -25,12 +25,20 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
     }
 }
 
-/// The request as it goes to the server at `host`, in the version of HTTP that it came in.
-pub fn to_server<B>(request: Request<B>, host: &Authority) -> Request<B> {
+/// The request as it goes to the server at `host`, in the version of HTTP that it came in. Who brings
+/// an authorization is who it says; the proxy's own is for those who bring none.
+pub fn to_server<B>(
+    request: Request<B>,
+    host: &Authority,
+    authorization: Option<&HeaderValue>,
+) -> Request<B> {
     let (mut parts, body) = request.into_parts();
     let trailers = parts.headers.get(TE).is_some_and(|te| te == "trailers");
     strip(&mut parts.headers);
     parts.headers.remove(HOST);
+    if let (Entry::Vacant(place), Some(own)) = (parts.headers.entry(AUTHORIZATION), authorization) {
+        place.insert(own.clone());
+    }
     match parts.version {
         Version::HTTP_2 => address_http2(&mut parts, host, trailers),
         _ => address_http1(&mut parts, host),
@@ -143,7 +151,7 @@ mod tests {
             ],
         );
         assert!(check(&sent).is_ok());
-        let sent = to_server(sent, &server());
+        let sent = to_server(sent, &server(), None);
         let mut left: Vec<_> = sent.headers().keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["expect", "host", "via", "x-kept"]);
@@ -154,10 +162,28 @@ mod tests {
     #[test]
     fn http2_keeps_the_trailers_of_grpc_and_gets_the_servers_authority() {
         let headers = [("te", "trailers"), ("host", "localhost")];
-        let sent = to_server(request(Version::HTTP_2, &headers), &server());
+        let sent = to_server(request(Version::HTTP_2, &headers), &server(), None);
         assert_eq!(sent.uri(), "https://server.example:50051/v2/x?y=1");
         assert_eq!(sent.headers()[TE], "trailers");
         assert!(!sent.headers().contains_key(HOST));
+    }
+
+    #[test]
+    fn the_proxys_own_authorization_is_for_requests_without_one() {
+        let own = HeaderValue::from_static("Bearer own");
+        let sent = |headers: &[(&str, &str)]| {
+            let sent = to_server(request(Version::HTTP_2, headers), &server(), Some(&own));
+            let values = sent.headers().get_all(AUTHORIZATION).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sent(&[]), ["Bearer own"]);
+        assert_eq!(sent(&[("authorization", "")]), [""]);
+        assert_eq!(
+            sent(&[("authorization", "Bearer theirs")]),
+            ["Bearer theirs"]
+        );
     }
 
     #[test]

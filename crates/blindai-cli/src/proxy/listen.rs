@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use blindai_client::Connector;
+use blindai_client::{Connector, authorization};
+use blindai_core::Token;
 use http::uri::Authority;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,6 +33,8 @@ pub struct Proxy {
     guard: Guard,
     page: Page,
     server: Authority,
+    /// For requests that bring none.
+    authorization: Option<HeaderValue>,
 }
 
 impl Proxy {
@@ -40,12 +43,14 @@ impl Proxy {
         next: Arc<AtomicU64>,
         guard: Guard,
         policy_id: Option<String>,
+        token: Option<&Token>,
     ) -> Self {
         let server = connector.address();
         Self {
             pool: Pool::new(connector.clone()),
             page: Page::new(connector.clone(), next, policy_id),
             server: server.parse().expect("the client has read this address"),
+            authorization: token.map(authorization),
             connector,
             guard,
         }
@@ -91,7 +96,7 @@ impl Proxy {
     ) -> Result<Response<Answer>, Refusal> {
         forward::check(&request)?;
         self.check_trust()?;
-        let request = forward::to_server(request, &self.server);
+        let request = forward::to_server(request, &self.server, self.authorization.as_ref());
         let response = match request.version() {
             Version::HTTP_2 => link.send(request).await,
             _ => self.pool.send(request).await,

@@ -213,6 +213,8 @@ pub struct Server {
     attest: Mutex<Attest>,
     /// `GET /v1/models` and so on, in order of arrival.
     pub requests: Mutex<Vec<String>>,
+    /// Of each request, the header `Authorization`.
+    pub authorizations: Mutex<Vec<Option<String>>>,
     pub handshakes: Mutex<Vec<HandshakeKind>>,
     /// Answers an upload before it was read, and closes.
     pub refuse_uploads: AtomicBool,
@@ -246,6 +248,7 @@ impl Server {
             tls: Mutex::new(tls.into()),
             attest: Mutex::new(Box::new(attest)),
             requests: Mutex::default(),
+            authorizations: Mutex::default(),
             handshakes: Mutex::default(),
             refuse_uploads: AtomicBool::new(false),
             read_on: AtomicBool::new(false),
@@ -315,6 +318,9 @@ impl Server {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let line = format!("{method} {path}");
         self.requests.lock().unwrap().push(line);
+        let sent = request.headers().get(http::header::AUTHORIZATION);
+        let sent = sent.map(|value| value.to_str().unwrap().to_owned());
+        self.authorizations.lock().unwrap().push(sent);
         if path == api::ATTESTATION {
             let nonce = request.uri().query().unwrap().strip_prefix("nonce=");
             let nonce = Nonce::from_hex(nonce.unwrap()).unwrap();

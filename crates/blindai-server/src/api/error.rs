@@ -15,9 +15,12 @@ impl From<Error> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = status(self.0.code()).into_response();
-        if let Some(seconds) = self.0.code().retry_after_seconds() {
-            let headers = response.headers_mut();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.0.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.0.kind() == Kind::Unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(self.0);
         response
@@ -45,6 +48,8 @@ pub fn status(code: Code) -> StatusCode {
     match code.kind() {
         Kind::InvalidRequest | Kind::InvalidInput => StatusCode::BAD_REQUEST,
         Kind::Model => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Kind::Forbidden => StatusCode::FORBIDDEN,
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -23,6 +23,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::ApiError;
 use super::body::{Chunks, Parts};
 use super::coding::{Coding, Decoder};
+use super::principal::identify;
+use crate::access::{Principal, Right};
 use crate::budget::Reservation;
 use crate::service::{Admission, Service, Turn};
 
@@ -41,7 +43,9 @@ const CONTROL_BYTES: u64 = 64 * 1024;
 /// A call, of which nothing but the head has been read.
 pub struct Call {
     pub service: Arc<Service>,
-    turn: Turn,
+    /// Who calls, or why that is not known. Some methods are for everybody.
+    principal: Result<Principal>,
+    deadline: Instant,
     messages: Messages,
 }
 
@@ -53,7 +57,23 @@ pub struct Answer {
 
 impl Call {
     /// Answers with what `method` makes of the one small message of this call.
-    pub async fn tell(mut self, method: impl FnOnce(&Service, Bytes) -> Result<Bytes>) -> Response {
+    pub async fn tell(
+        self,
+        method: impl FnOnce(&Service, &Principal, Bytes) -> Result<Bytes>,
+    ) -> Response {
+        let principal = match self.known(Right::Use) {
+            Ok(principal) => principal.clone(),
+            Err(error) => return refuse(error),
+        };
+        self.tell_anybody(|service, message| method(service, &principal, message))
+            .await
+    }
+
+    /// The same for methods that say nothing of models.
+    pub async fn tell_anybody(
+        mut self,
+        method: impl FnOnce(&Service, Bytes) -> Result<Bytes>,
+    ) -> Response {
         let read = self.messages.only(&self.service, CONTROL_BYTES).await;
         let told = read.and_then(|(message, _held)| method(&self.service, message));
         respond(told.map(Answer::from))
@@ -67,8 +87,21 @@ impl Call {
     /// Answers every message, one after the other, with what `method` makes of it. The next one is
     /// read when the answer before it has been taken, so that nothing piles up.
     pub fn stream<M: Method>(self, method: M) -> Response {
+        let principal = match self.known(Right::Use) {
+            Ok(principal) => principal.clone(),
+            Err(error) => return refuse(error),
+        };
+        let Self {
+            service,
+            deadline,
+            messages,
+            ..
+        } = self;
         let exchange = Exchange {
-            call: self,
+            service,
+            principal,
+            deadline,
+            messages,
             method,
             parts: VecDeque::new(),
             held: None,
@@ -78,12 +111,26 @@ impl Call {
         reply(Body::new(StreamBody::new(frames)))
     }
 
+    /// Who calls, when that is somebody who may do this at all.
+    fn known(&self, right: Right) -> Result<&Principal> {
+        let principal = self.principal.as_ref().map_err(Error::clone)?;
+        principal.require(right).map(|()| principal)
+    }
+
     async fn answer_one(&mut self, method: impl Method) -> Result<Answer> {
-        let service = self.service.as_ref();
-        let admission = service.admit()?;
+        let (service, deadline) = (self.service.as_ref(), self.deadline);
+        let principal = match &self.principal {
+            Ok(principal) => principal,
+            Err(error) => return Err(error.clone()),
+        };
+        let admission = service.admit(principal)?;
         let limit = service.limits().body_bytes;
         let (message, mut held) = self.messages.only(service, limit).await?;
-        let parts = framed(method.call(service, message, self.turn).await?)?;
+        let turn = Turn {
+            principal,
+            deadline,
+        };
+        let parts = framed(method.call(service, message, turn).await?)?;
         service.grow_held(&mut held, length(&parts))?;
         Ok(Answer {
             parts,
@@ -99,7 +146,7 @@ pub trait Method: Send + Sync + 'static {
         &self,
         service: &Service,
         message: Bytes,
-        turn: Turn,
+        turn: Turn<'_>,
     ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
 }
 
@@ -124,10 +171,10 @@ impl FromRequest<Arc<Service>> for Call {
         let timeout = timeout(&head.headers).map_err(refuse)?;
         let left = timeout.map_or(limits.request(), |timeout| timeout.min(limits.request()));
         let deadline = arrived + left;
-        let caller = head.extensions.get().copied().unwrap_or_default();
         Ok(Self {
             service: service.clone(),
-            turn: Turn { caller, deadline },
+            principal: identify(&head, service),
+            deadline,
             messages: Messages {
                 chunks: Chunks::new(body, limits.idle(), deadline),
                 rest: Bytes::new(),
@@ -245,7 +292,10 @@ impl Messages {
 
 /// A stream of messages and their answers.
 struct Exchange<M> {
-    call: Call,
+    service: Arc<Service>,
+    principal: Principal,
+    deadline: Instant,
+    messages: Messages,
     method: M,
     /// Of the answer that is being sent.
     parts: VecDeque<Bytes>,
@@ -274,19 +324,25 @@ impl<M: Method> Exchange<M> {
 
     /// Answers the next message; false when there is none.
     async fn answer(&mut self) -> Result<bool> {
-        let Call {
+        let Self {
             service,
-            turn,
+            principal,
+            deadline,
             messages,
-        } = &mut self.call;
+            ..
+        } = self;
         let Some(prefix) = messages.prefix(true).await? else {
             return Ok(false);
         };
         // Between messages a stream takes nobody's place.
-        let admission = service.admit()?;
+        let admission = service.admit(principal)?;
         let limit = service.limits().body_bytes;
         let (message, mut held) = messages.message(service, prefix, limit).await?;
-        let answer = self.method.call(service, message, *turn).await?;
+        let turn = Turn {
+            principal,
+            deadline: *deadline,
+        };
+        let answer = self.method.call(service, message, turn).await?;
         let parts = framed(answer)?;
         service.grow_held(&mut held, length(&parts))?;
         self.parts = parts.into();
@@ -344,7 +400,7 @@ fn trailers(error: Option<&Error>) -> HeaderMap {
         trailers.insert(MESSAGE, message);
     }
     trailers.insert(CODE, HeaderValue::from_static(error.code().as_str()));
-    if let Some(seconds) = error.code().retry_after_seconds() {
+    if let Some(seconds) = error.retry_after_seconds() {
         trailers.insert(PUSHBACK, HeaderValue::from(seconds * 1000));
     }
     trailers
@@ -367,11 +423,13 @@ fn status(error: &Error) -> u16 {
         Kind::Timeout => 4,
         Kind::NotFound => 5,
         Kind::Conflict => 6,
+        Kind::Forbidden => 7,
         Kind::Overloaded => 8,
         // FAILED_PRECONDITION: not to be tried again as it is.
         Kind::Model => 9,
         Kind::Internal => 13,
         Kind::Unavailable => 14,
+        Kind::Unauthenticated => 16,
     }
 }
 

@@ -12,6 +12,7 @@ mod oip;
 mod oip_grpc;
 mod oip_http;
 mod params;
+mod principal;
 mod receipt;
 mod request_id;
 
@@ -22,7 +23,7 @@ use axum::middleware::from_fn_with_state;
 
 pub use error::ApiError;
 pub(crate) use error::status;
-pub use request_id::ANSWERED;
+pub use request_id::{ANSWERED, Refused};
 
 use crate::service::Service;
 use crate::telemetry::Port;
@@ -30,22 +31,29 @@ use request_id::Observer;
 
 /// The attested port: all data and all models.
 pub fn attested(service: Arc<Service>) -> Router {
-    let router = models::routes()
-        .merge(oip_http::routes())
-        .merge(oip_grpc::routes())
-        .merge(attestation::routes())
-        .merge(health::routes());
-    finish(router, service, Port::Attested)
+    finish(attested_routes(), service, Port::Attested)
 }
 
 /// The public port: evidence and health, metrics where they are on, no user data.
 pub fn public(service: Arc<Service>) -> Router {
+    let metrics = service.telemetry().metrics;
+    finish(public_routes(metrics), service, Port::Public)
+}
+
+fn attested_routes() -> Router<Arc<Service>> {
+    models::routes()
+        .merge(oip_http::routes())
+        .merge(oip_grpc::routes())
+        .merge(attestation::routes())
+        .merge(health::routes())
+}
+
+fn public_routes(metrics: bool) -> Router<Arc<Service>> {
     let router = attestation::routes().merge(health::routes());
-    let router = match service.telemetry().metrics {
+    match metrics {
         true => router.merge(metrics::routes()),
         false => router,
-    };
-    finish(router, service, Port::Public)
+    }
 }
 
 fn finish(router: Router<Arc<Service>>, service: Arc<Service>, port: Port) -> Router {
@@ -67,3 +75,58 @@ fn busy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
 }
 
 const BUSY_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// A route that is not in the table has no verb, and no test asks who may call it.
+    #[test]
+    fn the_tables_of_docs_access_name_every_route() {
+        let served = routes_of("attested", &attested_routes());
+        let served = served
+            .into_iter()
+            .chain(routes_of("public", &public_routes(true)));
+        assert_eq!(documented(), served.collect());
+    }
+
+    fn documented() -> BTreeSet<String> {
+        let docs = include_str!("../../../../docs/access.md");
+        let rows = docs
+            .lines()
+            .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+        let routes = rows.filter(|row| matches!(row.get(1), Some(&("attested" | "public"))));
+        let routes = routes.map(|row| format!("{} {}", row[1], row[3].trim_matches('`')));
+        routes.collect()
+    }
+
+    /// `port METHOD path` of every route, out of what axum shows of a router.
+    fn routes_of(port: &str, router: &Router<Arc<Service>>) -> BTreeSet<String> {
+        let shown = format!("{router:?}");
+        let shown = shown.split("fallback_router").next().unwrap();
+        let (mut methods, mut paths) = (BTreeMap::new(), BTreeMap::new());
+        for entry in shown.split("RouteId(").skip(1) {
+            let (id, rest) = entry.split_once("): ").unwrap();
+            match rest.strip_prefix('"') {
+                Some(path) => paths.insert(id, path.split('"').next().unwrap()),
+                None => methods.insert(id, between(rest, "allow_header: Bytes(b\"", "\"")),
+            };
+        }
+        assert!(
+            !paths.is_empty() && paths.keys().eq(methods.keys()),
+            "{shown}"
+        );
+        let routes = paths.iter().flat_map(|(id, path)| {
+            let methods = methods[id].split(',').filter(|method| *method != "HEAD");
+            methods.map(move |method| format!("{port} {method} {path}"))
+        });
+        routes.collect()
+    }
+
+    fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+        let after = text.split_once(start).expect("axum shows the methods").1;
+        after.split_once(end).expect("axum shows the methods").0
+    }
+}

@@ -18,6 +18,7 @@ use super::ApiError;
 use super::body::{Chunks, announced_length};
 use super::params::Params;
 use super::receipt;
+use crate::access::Principal;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -38,48 +39,56 @@ pub fn routes() -> Router<Arc<Service>> {
         )
 }
 
-async fn list(State(service): State<Arc<Service>>) -> Answer<Json<ModelList>> {
-    let _admission = service.admit()?;
-    let models = service.list();
+async fn list(
+    State(service): State<Arc<Service>>,
+    principal: Principal,
+) -> Answer<Json<ModelList>> {
+    let _admission = service.admit(&principal)?;
+    let models = service.list(&principal)?;
     Ok(Json(ModelList { models }))
 }
 
 async fn describe(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<Json<ModelInfo>> {
-    let _admission = service.admit()?;
-    Ok(Json(service.describe(&name, None)?.0))
+    let _admission = service.admit(&principal)?;
+    Ok(Json(service.describe(&principal, &name, None)?.0))
 }
 
 async fn describe_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<ModelInfo>> {
-    let _admission = service.admit()?;
-    Ok(Json(service.describe(&name, Some(&version))?.0))
+    let _admission = service.admit(&principal)?;
+    Ok(Json(service.describe(&principal, &name, Some(&version))?.0))
 }
 
 async fn delete(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<Json<Deleted>> {
-    let _admission = service.admit()?;
-    let deleted = service.delete(&name, None)?;
+    let _admission = service.admit(&principal)?;
+    let deleted = service.delete(&principal, &name, None)?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn delete_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<Deleted>> {
-    let _admission = service.admit()?;
-    let deleted = service.delete(&name, Some(&version))?;
+    let _admission = service.admit(&principal)?;
+    let deleted = service.delete(&principal, &name, Some(&version))?;
     Ok(Json(Deleted { deleted }))
 }
 
 async fn upload(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -95,11 +104,12 @@ async fn upload(
         version: None,
         replaces: false,
     };
-    upload.receive(&service, &headers, body).await
+    upload.receive(&service, &principal, &headers, body).await
 }
 
 async fn upload_version(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params((name, version)): Params<(String, String)>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -110,7 +120,7 @@ async fn upload_version(
         name: name.parse()?,
         replaces: replaces(query.as_deref())?,
     };
-    upload.receive(&service, &headers, body).await
+    upload.receive(&service, &principal, &headers, body).await
 }
 
 /// What the head of an upload says.
@@ -121,11 +131,18 @@ struct Upload {
 }
 
 impl Upload {
-    async fn receive(self, service: &Service, headers: &HeaderMap, body: Body) -> Answer<Response> {
-        let admission = service.admit_upload()?;
+    async fn receive(
+        self,
+        service: &Service,
+        principal: &Principal,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Answer<Response> {
+        let admission = service.admit_upload(principal)?;
         let expected = content_digest(headers)?;
         let asked = receipt::asked(headers)?;
-        let incoming = service.begin_upload(announced_length(headers))?;
+        let announced = announced_length(headers);
+        let incoming = service.begin_upload(principal, &self.name, announced)?;
         let mut incoming = incoming.replacing(self.replaces);
         receive(service, body, &mut incoming, admission.deadline).await?;
         let (name, version) = (&self.name, self.version.as_ref());

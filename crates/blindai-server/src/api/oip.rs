@@ -8,6 +8,7 @@ use blindai_core::oip::{
 use blindai_core::{Code, Error, Result};
 
 use super::{busy, receipt};
+use crate::access::Principal;
 use crate::service::{Service, Turn};
 
 /// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
@@ -17,7 +18,7 @@ pub async fn infer(
     name: &str,
     version: Option<&str>,
     request: &mut InferRequest,
-    turn: Turn,
+    turn: Turn<'_>,
 ) -> Result<InferResponse> {
     let inputs = receipt::inputs(request)?;
     let wish = request.receipt.take();
@@ -50,10 +51,14 @@ pub fn server() -> ServerMetadata {
     }
 }
 
-/// Every version of every model.
-pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
-    let _admission = service.admit()?;
-    Ok(service.list().iter().map(IndexEntry::new).collect())
+/// Every version of every model that the principal may use.
+pub fn index(service: &Service, principal: &Principal) -> Result<Vec<IndexEntry>> {
+    let _admission = service.admit(principal)?;
+    Ok(service
+        .list(principal)?
+        .iter()
+        .map(IndexEntry::new)
+        .collect())
 }
 
 /// Brings the newest version of a model into memory, if it is not there.
@@ -63,6 +68,7 @@ pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
 /// and files; what keeps it from being loaded.
 pub async fn load(
     service: &Service,
+    principal: &Principal,
     name: &str,
     with_parameters: bool,
     deadline: Instant,
@@ -71,7 +77,7 @@ pub async fn load(
         let fact = "a model cannot be loaded with parameters";
         return Err(upload_instead(Error::new(Code::MethodNotAllowed, fact)));
     }
-    let loaded = service.load(name, deadline).await;
+    let loaded = service.load(principal, name, deadline).await;
     loaded.map_err(|error| match error.code() {
         Code::ModelNotFound => upload_instead(error),
         _ => error,
@@ -83,9 +89,9 @@ pub async fn load(
 /// # Errors
 /// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] when it lives in memory only, so that to unload
 /// it would be to delete it, and its owner could not load it again.
-pub fn unload(service: &Service, name: &str) -> Result<()> {
-    let _admission = service.admit()?;
-    if service.unload(name)? {
+pub fn unload(service: &Service, principal: &Principal, name: &str) -> Result<()> {
+    let _admission = service.admit(principal)?;
+    if service.unload(principal, name)? {
         return Ok(());
     }
     let fact = "the model is not unloaded: it is kept nowhere to be loaded from again";

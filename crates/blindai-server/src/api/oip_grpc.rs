@@ -39,61 +39,71 @@ pub fn routes() -> Router<Arc<Service>> {
 }
 
 async fn server_live(call: Call) -> Response {
-    call.tell(|_, _| Ok(messages::encode_flag(true))).await
+    call.tell_anybody(|_, _| Ok(messages::encode_flag(true)))
+        .await
 }
 
 async fn server_ready(call: Call) -> Response {
-    call.tell(|service, _| Ok(messages::encode_flag(service.is_ready())))
+    call.tell_anybody(|service, _| Ok(messages::encode_flag(service.is_ready())))
         .await
 }
 
 async fn server_metadata(call: Call) -> Response {
-    call.tell(|_, _| Ok(oip::server().to_protobuf())).await
+    call.tell_anybody(|_, _| Ok(oip::server().to_protobuf()))
+        .await
 }
 
-/// A model that is not there is not ready; that is no error.
+/// A model that is not there is not ready; that is no error, but who may ask for none is refused.
 async fn model_ready(call: Call) -> Response {
-    call.tell(|service, message| {
+    call.tell(|service, principal, message| {
         let ModelId { name, version } = decode_model(message)?;
-        let found = service.describe(&name, version.as_deref());
-        Ok(messages::encode_flag(found.is_ok()))
+        match service.describe(principal, &name, version.as_deref()) {
+            Err(error) if error.code() != Code::ModelNotFound => Err(error),
+            found => Ok(messages::encode_flag(found.is_ok())),
+        }
     })
     .await
 }
 
 async fn model_metadata(call: Call) -> Response {
-    call.tell(|service, message| {
-        let _admission = service.admit()?;
+    call.tell(|service, principal, message| {
+        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
-        let (info, versions) = service.describe(&name, version.as_deref())?;
+        let (info, versions) = service.describe(principal, &name, version.as_deref())?;
         Ok(ModelMetadata::new(&info, versions).to_protobuf())
     })
     .await
 }
 
 async fn model_config(call: Call) -> Response {
-    call.tell(|service, message| {
-        let _admission = service.admit()?;
+    call.tell(|service, principal, message| {
+        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
-        let (info, _) = service.describe(&name, version.as_deref())?;
+        let (info, _) = service.describe(principal, &name, version.as_deref())?;
         Ok(ModelConfig::new(&info).to_protobuf())
     })
     .await
 }
 
 async fn model_statistics(call: Call) -> Response {
-    call.tell(|service, message| {
-        let _admission = service.admit()?;
+    call.tell(|service, principal, message| {
+        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
-        Ok(service.statistics(name, version.as_deref())?.to_protobuf())
+        Ok(service
+            .statistics(principal, name, version.as_deref())?
+            .to_protobuf())
     })
     .await
 }
 
 async fn repository_index(call: Call) -> Response {
-    call.tell(|service, _| Ok(IndexEntry::list_to_protobuf(&oip::index(service)?)))
-        .await
+    call.tell(|service, principal, _| {
+        Ok(IndexEntry::list_to_protobuf(&oip::index(
+            service, principal,
+        )?))
+    })
+    .await
 }
 
 async fn load(call: Call) -> Response {
@@ -101,9 +111,9 @@ async fn load(call: Call) -> Response {
 }
 
 async fn unload(call: Call) -> Response {
-    call.tell(|service, message| {
+    call.tell(|service, principal, message| {
         let (name, _) = messages::decode_load(message)?;
-        oip::unload(service, &name).map(|()| Bytes::new())
+        oip::unload(service, principal, &name).map(|()| Bytes::new())
     })
     .await
 }
@@ -124,9 +134,13 @@ async fn model_stream_infer(call: Call) -> Response {
 struct Load;
 
 impl Method for Load {
-    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn<'_>) -> Result<Vec<Bytes>> {
         let (name, with_parameters) = messages::decode_load(message)?;
-        oip::load(service, &name, with_parameters, turn.deadline).await?;
+        let Turn {
+            principal,
+            deadline,
+        } = turn;
+        oip::load(service, principal, &name, with_parameters, deadline).await?;
         Ok(vec![Bytes::new()])
     }
 }
@@ -134,7 +148,7 @@ impl Method for Load {
 struct Infer;
 
 impl Method for Infer {
-    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn<'_>) -> Result<Vec<Bytes>> {
         let response = infer(service, message, turn).await?;
         Ok(messages::encode_infer(&response))
     }
@@ -144,7 +158,7 @@ struct StreamInfer;
 
 impl Method for StreamInfer {
     /// An answer or an error: a request that cannot be answered does not end the stream.
-    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn<'_>) -> Result<Vec<Bytes>> {
         let id = messages::request_id(message.clone());
         Ok(match infer(service, message, turn).await {
             Ok(response) => messages::encode_stream_infer(&response),
@@ -153,7 +167,7 @@ impl Method for StreamInfer {
     }
 }
 
-async fn infer(service: &Service, message: Bytes, turn: Turn) -> Result<InferResponse> {
+async fn infer(service: &Service, message: Bytes, turn: Turn<'_>) -> Result<InferResponse> {
     let limit = service.limits().body_bytes;
     let call = busy(message.len(), || messages::decode_infer(message, limit))?;
     let InferCall {

@@ -8,19 +8,19 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use blindai_core::oip::{
     Encoded, HEADER_LENGTH, IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsList,
     decode_request, encode_response,
 };
 use blindai_core::{Code, Error, Result};
-use blindai_engine::Caller;
 use serde::{Deserialize, Serialize};
 
 use super::body::{Parts, collect};
 use super::coding::Coding;
 use super::params::Params;
 use super::{ApiError, busy, oip, receipt};
+use crate::access::Principal;
 use crate::service::{Service, Turn};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -59,18 +59,20 @@ async fn server() -> Json<ServerMetadata> {
 
 async fn model(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(id): Params<Id>,
 ) -> Answer<Json<ModelMetadata>> {
-    let _admission = service.admit()?;
-    let (info, versions) = service.describe(&id.name, id.version.as_deref())?;
+    let _admission = service.admit(&principal)?;
+    let (info, versions) = service.describe(&principal, &id.name, id.version.as_deref())?;
     Ok(Json(ModelMetadata::new(&info, versions)))
 }
 
 async fn ready(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(id): Params<Id>,
 ) -> Answer<Json<ModelReady>> {
-    service.describe(&id.name, id.version.as_deref())?;
+    service.describe(&principal, &id.name, id.version.as_deref())?;
     Ok(Json(ModelReady {
         name: id.name,
         ready: true,
@@ -85,70 +87,87 @@ struct ModelReady {
 
 async fn config(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(id): Params<Id>,
 ) -> Answer<Json<ModelConfig>> {
-    let _admission = service.admit()?;
-    let (info, _) = service.describe(&id.name, id.version.as_deref())?;
+    let _admission = service.admit(&principal)?;
+    let (info, _) = service.describe(&principal, &id.name, id.version.as_deref())?;
     Ok(Json(ModelConfig::new(&info)))
 }
 
 async fn statistics(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(id): Params<Id>,
 ) -> Answer<Json<StatisticsList>> {
-    let _admission = service.admit()?;
-    let statistics = service.statistics(Some(&id.name), id.version.as_deref())?;
+    let _admission = service.admit(&principal)?;
+    let statistics = service.statistics(&principal, Some(&id.name), id.version.as_deref())?;
     Ok(Json(statistics))
 }
 
-async fn all_statistics(State(service): State<Arc<Service>>) -> Answer<Json<StatisticsList>> {
-    let _admission = service.admit()?;
-    Ok(Json(service.statistics(None, None)?))
+async fn all_statistics(
+    State(service): State<Arc<Service>>,
+    principal: Principal,
+) -> Answer<Json<StatisticsList>> {
+    let _admission = service.admit(&principal)?;
+    Ok(Json(service.statistics(&principal, None, None)?))
 }
 
-async fn index(State(service): State<Arc<Service>>) -> Answer<Json<Vec<IndexEntry>>> {
-    Ok(Json(oip::index(&service)?))
+async fn index(
+    State(service): State<Arc<Service>>,
+    principal: Principal,
+) -> Answer<Json<Vec<IndexEntry>>> {
+    Ok(Json(oip::index(&service, &principal)?))
 }
 
 async fn load(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<StatusCode> {
-    let admission = service.admit()?;
+    let admission = service.admit(&principal)?;
     let (body, _held) = collect(&service, &headers, body, admission.deadline).await?;
     let with_parameters = has_parameters(&body)?;
-    oip::load(&service, &name, with_parameters, admission.deadline).await?;
+    oip::load(
+        &service,
+        &principal,
+        &name,
+        with_parameters,
+        admission.deadline,
+    )
+    .await?;
     Ok(StatusCode::OK)
 }
 
 async fn unload(
     State(service): State<Arc<Service>>,
+    principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<StatusCode> {
-    oip::unload(&service, &name)?;
+    oip::unload(&service, &principal, &name)?;
     Ok(StatusCode::OK)
 }
 
 async fn infer(
     State(service): State<Arc<Service>>,
-    Extension(caller): Extension<Caller>,
+    principal: Principal,
     Params(id): Params<Id>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    Ok(run(&service, caller, &id, &headers, body).await?)
+    Ok(run(&service, &principal, &id, &headers, body).await?)
 }
 
 async fn run(
     service: &Service,
-    caller: Caller,
+    principal: &Principal,
     id: &Id,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    let admission = service.admit()?;
+    let admission = service.admit(principal)?;
     let header_length = header_length(headers)?;
     let asked = receipt::asked(headers)?;
     let deadline = admission.deadline;
@@ -157,7 +176,10 @@ async fn run(
         decode_request(body, header_length)
     })?;
     let version = id.version.as_deref();
-    let turn = Turn { caller, deadline };
+    let turn = Turn {
+        principal,
+        deadline,
+    };
     let in_header = asked.is_some();
     request.receipt = asked.or(request.receipt);
     let mut response = oip::infer(service, &id.name, version, &mut request, turn).await?;

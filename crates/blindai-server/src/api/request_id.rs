@@ -20,6 +20,10 @@ pub struct Observer {
     pub port: Port,
 }
 
+/// Why a request was refused, for what serves the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pub Code);
+
 /// Gives every request an id, writes the body of errors, and logs, counts and traces the shape of what
 /// happened.
 ///
@@ -35,6 +39,9 @@ pub async fn observe(State(observer): State<Observer>, request: Request, next: N
     let error = response.extensions_mut().remove::<Error>();
     if let Some(error) = error.as_ref().filter(|_| !is_reply(&response)) {
         write_error(&mut response, error, &id);
+    }
+    if let Some(error) = &error {
+        response.extensions_mut().insert(Refused(error.code()));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response
