@@ -1,0 +1,207 @@
+"""What deploy/ says: run where it can be run here, and held to its own rules where it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+from support import PATIENCE, binary, descendants, wait_for
+
+from tools import onnxruntime
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKER = ROOT / "deploy/docker"
+NOBODY = 65532
+
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root makes mounts and networks: the image was NOT run"
+)
+
+
+class Container:
+    """The image's file system, run as `docker run` would, in a network that only it is in."""
+
+    def __init__(self, root: Path, tls: Path, log: Path):
+        self.root, self.tls, self.log = root, tls, log
+
+    @property
+    def server(self) -> int:
+        """The process id of the server itself, which is number one in there."""
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                seen = status(pid)
+                if seen["Name"] == "blindai" and seen["NSpid"].split()[-1] == "1":
+                    return pid
+        return 0
+
+    def blindai(self, *arguments: object) -> str:
+        """Run the client: outside of the container, but in its network."""
+        done = self._blindai(*arguments)
+        assert done.returncode == 0, f"{done.stderr}\nthe server's log:\n{self.log.read_text()}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def running(
+        self, before: Callable[[], None] | None = None, **options: str
+    ) -> Iterator[Container]:
+        """Started with `--simulation`, and stopped as `docker stop` does."""
+        run = [DOCKER / "rootfs.sh", "run", self.root, self.tls, "--simulation"]
+        network = ["unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+        command = [str(word) for word in (*network, *run)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, preexec_fn=before, env={**os.environ, **options}
+            )
+        try:
+            wait_for(self._is_ready, "the container to be ready")
+            yield self
+            os.kill(self.server, signal.SIGTERM)
+            assert self.process.wait(PATIENCE) == 0, self.log.read_text()
+        finally:
+            self.process.kill()
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return bool(self.server) and self._blindai("attest", "--simulation").returncode == 0
+
+    def _blindai(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["nsenter", "--net", "--target", str(self.process.pid), str(binary())]
+        command += [str(argument) for argument in arguments]
+        if "attest" in command:
+            command.insert(command.index("attest") + 1, "localhost:50051")
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Container:
+    """An image built of the program under test, and an empty folder for certificates."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BLINDAI": str(binary()),
+        "ONNXRUNTIME": str(onnxruntime.fetch()),
+    }
+    root, tls = tmp_path / "rootfs", tmp_path / "tls"
+    subprocess.run([DOCKER / "rootfs.sh", "build", root], env=environment, check=True)
+    tls.mkdir()
+    return Container(root, tls, tmp_path / "log")
+
+
+def answer(container: Container, folder: Path) -> np.ndarray:
+    """Upload a model that adds, and have it add."""
+    (folder / "add.onnx").write_bytes(graphs.add([2]))
+    for name, values in {"a": [1, 2], "b": [10, 20]}.items():
+        np.save(folder / f"{name}.npy", np.array(values, np.float32))
+    container.blindai("models", "upload", folder / "add.onnx", "--name", "add", "--simulation")
+    inputs = [f"--input={name}={folder / name}.npy" for name in "ab"]
+    container.blindai("infer", "add", *inputs, "--output-dir", folder, "--simulation")
+    return np.load(folder / "y.npy")
+
+
+def status(pid: int) -> dict[str, str]:
+    """What Linux says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+@as_root
+def test_the_image_has_all_that_serving_needs(container: Container, tmp_path: Path):
+    with container.running():
+        assert "trusted" in container.blindai("attest", "--simulation", "--json")
+        assert answer(container, tmp_path).tolist() == [11, 22]
+        server = status(container.server)
+        assert server["Uid"].split() == [str(NOBODY)] * 4
+        assert server["Groups"] == ""
+        assert int(server["CapEff"], 16) == int(server["CapBnd"], 16) == 0
+        assert server["NoNewPrivs"] == "1"
+    # An empty folder of root's, as Docker makes it: the pair is made there, for the server alone.
+    key = container.tls / "host_server.key"
+    assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (NOBODY, 0o600)
+    assert "filtered system calls, namespaces of their own" in container.log.read_text()
+
+
+@as_root
+def test_a_folder_of_somebody_stays_his(container: Container, tmp_path: Path):
+    os.chown(container.tls, 1234, 1234)
+    with container.running(before=deny_user_namespaces):
+        assert answer(container, tmp_path).tolist() == [11, 22]
+        assert status(container.server)["Uid"].split() == ["1234"] * 4
+    assert container.tls.stat().st_uid == 1234
+    # Docker's own filter refuses what this one refuses, and the server says what is missing.
+    missing = "without a user of their own, namespaces of their own"
+    assert f"filtered system calls; {missing}" in container.log.read_text()
+
+
+@as_root
+def test_it_needs_no_more_rights_than_compose_gives_it(container: Container):
+    compose = (DOCKER / "compose.yaml").read_text()
+    (names,) = re.findall(r"cap_drop: \[ALL\]\n +cap_add: \[([A-Z, ]+)\]", compose)
+    given = ",".join(["-all", *(f"+{name.lower()}" for name in names.split(", "))])
+    with container.running(CAPABILITIES=given):
+        assert status(container.server)["Uid"].split() == [str(NOBODY)] * 4
+
+
+@as_root
+def test_it_starts_as_the_user_that_it_is_given(container: Container):
+    os.chown(container.tls, 4321, 4321)
+    with container.running(CONTAINER_USER="4321"):
+        assert status(container.server)["Uid"].split() == ["4321"] * 4
+    assert (container.tls / "host_server.key").stat().st_uid == 4321
+
+
+@as_root
+def test_files_of_root_are_given_away_but_never_through_a_link(
+    container: Container, tmp_path: Path
+):
+    with container.running():
+        pass
+    for file in container.tls.iterdir():
+        os.chown(file, 0, 0)
+    precious = tmp_path / "precious"
+    precious.write_text("")
+    with container.running():
+        assert container.blindai("attest", "--simulation")
+    pem = container.tls / "host_server.pem"
+    pem.unlink()
+    pem.symlink_to(precious)
+    with pytest.raises(AssertionError, match=r"host_server\.pem"), container.running():
+        pass
+    assert precious.stat().st_uid == 0
+
+
+def deny_user_namespaces() -> None:
+    """A filter that refuses `unshare` a user namespace, for this process and all it starts.
+
+    As Docker's default profile does without CAP_SYS_ADMIN, which refuses every `unshare`.
+    """
+    unshare, x86_64, user = 272, 0xC000003E, 0x1000_0000
+    load, equal, bits, give = 0x20, 0x15, 0x45, 0x06
+    allow, refuse = 0x7FFF_0000, 0x0005_0001
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (load, 0, 0, 4),
+            (equal, 0, 5, x86_64),
+            (load, 0, 0, 0),
+            (equal, 0, 3, unshare),
+            (load, 0, 0, 16),
+            (bits, 0, 1, user),
+            (give, 0, 0, refuse),
+            (give, 0, 0, allow),
+        )
+    )
+    instructions = ctypes.create_string_buffer(program, len(program))
+    filters = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    set_seccomp, with_filter = 22, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_seccomp, with_filter, ctypes.c_char_p(filters), 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "no filter of system calls")
