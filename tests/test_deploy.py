@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
+import json
 import os
 import re
 import signal
@@ -11,16 +13,19 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import graphs
 import numpy as np
 import pytest
+import tomllib
 from support import PATIENCE, binary, descendants, wait_for
 
 from tools import onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "deploy/docker"
+GRAMINE = ROOT / "deploy/gramine"
 NOBODY = 65532
 
 as_root = pytest.mark.skipif(
@@ -176,6 +181,173 @@ def test_files_of_root_are_given_away_but_never_through_a_link(
     with pytest.raises(AssertionError, match=r"host_server\.pem"), container.running():
         pass
     assert precious.stat().st_uid == 0
+
+
+def test_the_image_is_made_of_what_was_run_and_of_pinned_versions():
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    images = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    last = lines[len(lines) - lines[::-1].index("FROM scratch") :]
+    assert [line for line in last if line.startswith(("COPY", "ADD", "RUN"))] == [
+        "COPY --from=build /rootfs /"
+    ]
+    assert any("deploy/docker/rootfs.sh build /rootfs" in line for line in lines)
+    for image in images[:-1]:
+        assert re.fullmatch(r"\w+:\d+\.\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", image)
+    # The compiler is one that the code says it builds with.
+    least = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["rust-version"]
+    version = re.match(r"rust:(\d+)\.(\d+)", images[0]).groups()
+    assert tuple(map(int, version)) >= tuple(map(int, least.split(".")))
+
+
+# What Gramine 1.9 reads, from the page "Manifest syntax" of its documentation. A type, the set of
+# what is allowed, a table, or a list of one of these.
+SIZE = re.compile(r"[1-9]\d*[KMG]?")
+URI = re.compile(r"file:\S+")
+ABSOLUTE = re.compile(r"/\S*")
+MANIFEST = {
+    "loader": {
+        "entrypoint": {"uri": URI, "sha256": str},
+        "argv": [str],
+        "env": str,
+        "log_level": {"none", "error", "warning", "debug", "trace", "all"},
+        "uid": int,
+        "gid": int,
+    },
+    "libos": {"entrypoint": ABSOLUTE, "check_invalid_pointers": bool},
+    "fs": {
+        "mounts": [
+            {
+                "type": {"chroot", "encrypted", "tmpfs"},
+                "path": ABSOLUTE,
+                "uri": URI,
+                "key_name": str,
+            }
+        ],
+        "root": {"type": {"chroot", "encrypted", "tmpfs"}, "uri": URI},
+        "start_dir": str,
+    },
+    "sys": {
+        "brk": {"max_size": SIZE},
+        "disallow_subprocesses": bool,
+        "enable_extra_runtime_domain_names_conf": bool,
+        "enable_sigterm_injection": bool,
+        "fds": {"limit": int},
+        "stack": {"size": SIZE},
+    },
+    "sgx": {
+        "allowed_files": [URI],
+        "cpu_features": str,
+        "debug": bool,
+        "edmm_enable": bool,
+        "enclave_size": SIZE,
+        "file_check_policy": {"strict", "allow_all_but_log"},
+        "isvprodid": int,
+        "isvsvn": int,
+        "max_threads": int,
+        "remote_attestation": {"none", "dcap"},
+        "trusted_files": [URI],
+        "use_exinfo": bool,
+    },
+}
+
+
+def faults(value: Any, rule: Any, where: str = "") -> list[str]:
+    """What in a manifest is not as Gramine reads it."""
+    if isinstance(rule, dict):
+        if not isinstance(value, dict):
+            return [f"{where} is no table"]
+        unknown = [f"{where}.{key} is not known" for key in value if key not in rule]
+        known = (faults(value[key], rule[key], f"{where}.{key}") for key in value if key in rule)
+        return [*unknown, *itertools.chain.from_iterable(known)]
+    if isinstance(rule, list):
+        if not isinstance(value, list):
+            return [f"{where} is no list"]
+        each = (faults(v, rule[0], f"{where}[{i}]") for i, v in enumerate(value))
+        return list(itertools.chain.from_iterable(each))
+    if isinstance(rule, set):
+        right = isinstance(value, str) and value in rule
+    elif isinstance(rule, re.Pattern):
+        right = isinstance(value, str) and rule.fullmatch(value) is not None
+    elif where.endswith((".env", ".cpu_features")):
+        right = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    else:
+        right = type(value) is rule
+    return [] if right else [f"{where} = {value!r}"]
+
+
+def manifest(**paths: str) -> dict[str, Any]:
+    """The manifest as `gramine-manifest` renders it; the template uses nothing but these names."""
+    text = (GRAMINE / "blindai.manifest.template").read_text()
+    known = {
+        "gramine.libos": "/gramine/libsysdb.so",
+        "gramine.runtimedir()": "/gramine/runtime/glibc",
+    }
+    for name, path in {**known, "rootfs": "/opt/blindai", **paths}.items():
+        text = text.replace("{{ " + name + " }}", path)
+    assert "{{" not in text
+    assert "{%" not in text
+    return tomllib.loads(text)
+
+
+def test_the_manifest_is_one_that_gramine_reads():
+    assert faults(manifest(), MANIFEST) == []
+    wrong = manifest()
+    wrong["sgx"] |= {"enclave_size": "16 GB", "debugg": True, "allowed_files": "file:x"}
+    assert faults(wrong, MANIFEST) == [
+        ".sgx.debugg is not known",
+        ".sgx.enclave_size = '16 GB'",
+        ".sgx.allowed_files is no list",
+    ]
+
+
+def test_the_enclave_takes_nothing_from_its_host_that_is_not_measured():
+    read = manifest()
+    sgx, loader = read["sgx"], read["loader"]
+    # Neither environment nor arguments; nothing that Gramine itself calls insecure.
+    assert "insecure" not in json.dumps(read)
+    assert "passthrough" not in json.dumps(read)
+    assert loader["log_level"] == "error"
+    assert loader["argv"] == ["blindai", "serve", "--config", "/etc/blindai/blindai.toml"]
+    assert (sgx["debug"], sgx["remote_attestation"]) == (False, "dcap")
+    assert "allowed_files" not in sgx
+    assert sgx.get("file_check_policy", "strict") == "strict"
+    for mount in read["fs"]["mounts"]:
+        if mount.get("type") != "tmpfs":
+            trusted = (mount["uri"], mount["uri"] + "/")
+            assert any(uri in sgx["trusted_files"] for uri in trusted), mount
+        # The server derives keys of its own from the sealing keys: no second use of them.
+        assert "key_name" not in mount
+
+
+def test_the_enclave_has_every_library_that_the_program_needs():
+    mounts = manifest()["fs"]["mounts"]
+    there = {Path(mount["path"]).name for mount in mounts if "uri" in mount}
+    of_gramine = {"libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0"}
+    needed = set()
+    for program in (binary(), onnxruntime.fetch()):
+        said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        needed |= set(re.findall(r"^\t(\S+) => /", said, re.M))
+    assert {"libgcc_s.so.1", "libstdc++.so.6"} <= needed
+    assert needed <= there | of_gramine
+    folders = manifest()["loader"]["env"]["LD_LIBRARY_PATH"].split(":")
+    assert {str(Path(m["path"]).parent) for m in mounts if ".so" in m["path"]} <= {
+        *folders,
+        "/usr/bin",
+    }
+
+
+def test_the_configurations_of_deploy_are_read_by_the_server(tmp_path: Path):
+    for file in sorted((ROOT / "deploy").glob("*/blindai.toml")):
+        # With the one setting that ends the start right after the file was understood.
+        text = file.read_text() + "[nonsense]\n"
+        (tmp_path / "blindai.toml").write_text(text)
+        command = [binary(), "serve", "--config", tmp_path / "blindai.toml"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+        assert done.returncode == 3
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "nonsense" in done.stderr, f"{file}: {done.stderr}"
 
 
 def deny_user_namespaces() -> None:
