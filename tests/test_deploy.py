@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,13 +20,16 @@ import graphs
 import numpy as np
 import pytest
 import tomllib
-from support import PATIENCE, binary, descendants, wait_for
+from conftest import connect
+from support import PATIENCE, Server, binary, descendants, has_ended, wait_for
 
 from tools import onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "deploy/docker"
 GRAMINE = ROOT / "deploy/gramine"
+CVM = ROOT / "deploy/cvm"
+UNIT = CVM / "mkosi.extra/usr/lib/systemd/system/blindai.service"
 NOBODY = 65532
 
 as_root = pytest.mark.skipif(
@@ -336,8 +340,39 @@ def test_the_enclave_has_every_library_that_the_program_needs():
     }
 
 
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd here: the unit was NOT checked"
+)
+def test_systemd_reads_the_unit_and_finds_it_closed(tmp_path: Path):
+    # The program is in the image and not on this machine.
+    unit = tmp_path / "blindai.service"
+    unit.write_text(UNIT.read_text().replace("/usr/bin/blindai", str(binary())))
+    verify = ["systemd-analyze", "verify", "--man=no", unit]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    security = ["systemd-analyze", "security", "--offline=true", "--threshold=35", unit]
+    done = subprocess.run(security, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@as_root
+def test_with_the_rights_of_the_unit_workers_have_every_barrier(tmp_path: Path):
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.+)$", UNIT.read_text(), re.M)
+    rights = ",".join(["-all", *(f"+{n.removeprefix('CAP_').lower()}" for n in names.split())])
+    server = Server(tmp_path, engine={"isolation": "full"})
+    server.before = ["setpriv", "--inh-caps=-all", f"--bounding-set={rights}", "--no-new-privs"]
+    with server, connect(server) as client:
+        client.models.upload(graphs.add([1]), name="add")
+        (worker,) = server.workers()
+        assert status(worker)["Uid"].split()[0] not in ("0", status(server.pid)["Uid"].split()[0])
+        # Somebody else's process, and yet the server can end it.
+        client.models.delete("add")
+        wait_for(lambda: has_ended(worker), "the worker to end")
+    assert "without" not in next(line for line in server.log.splitlines() if "workers" in line)
+
+
 def test_the_configurations_of_deploy_are_read_by_the_server(tmp_path: Path):
-    for file in sorted((ROOT / "deploy").glob("*/blindai.toml")):
+    for file in sorted((ROOT / "deploy").rglob("blindai.toml")):
         # With the one setting that ends the start right after the file was understood.
         text = file.read_text() + "[nonsense]\n"
         (tmp_path / "blindai.toml").write_text(text)
