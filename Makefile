@@ -22,7 +22,7 @@ export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 .PHONY: demo test soak lint bench bench-verify build setup python clean
 
 build: setup
-	cargo build --release --locked -p blindai-cli
+	BLINDAI_COMMIT=$$(tools/reproduce.sh commit) cargo build --release --locked -p blindai-cli
 	cp -u .cache/onnxruntime/$(LIBRARY) target/release/
 
 demo: build

@@ -12,6 +12,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -412,3 +413,38 @@ def deny_user_namespaces() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(set_seccomp, with_filter, ctypes.c_char_p(filters), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no filter of system calls")
+
+
+def test_the_list_of_contents_is_whole_and_the_same_each_time():
+    first, again = (
+        subprocess.check_output([sys.executable, "tools/sbom.py"], cwd=ROOT) for _ in range(2)
+    )
+    assert first == again
+    listed = json.loads(first)
+    components = {entry["bom-ref"]: entry for entry in listed["components"]}
+    assert len(components) == len(listed["components"])
+    named = {*components, listed["metadata"]["component"]["bom-ref"]}
+    for edge in listed["dependencies"]:
+        assert edge["ref"] in named
+        assert set(edge.get("dependsOn", ())) <= named
+    assert {edge["ref"] for edge in listed["dependencies"]} == named
+    # As cargo itself lists what is linked, in its words.
+    tree = [
+        "cargo",
+        "tree",
+        "--locked",
+        "-p",
+        "blindai-cli",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+    ]
+    tree += ["--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"]
+    said = subprocess.check_output(tree, cwd=ROOT, text=True)
+    linked = {
+        f"pkg:cargo/{name}@{version}" for name, version in re.findall(r"^(\S+) v(\S+)", said, re.M)
+    }
+    shipped = {name for name, entry in components.items() if entry["scope"] == "required"}
+    assert linked - named == set()
+    assert shipped - linked == {f"pkg:pypi/onnxruntime@{onnxruntime.VERSION}"}
+    for name in shipped - {name for name in shipped if "/blindai-" in name}:
+        assert len(components[name]["hashes"][0]["content"]) == 64
