@@ -21,7 +21,6 @@ import graphs
 import numpy as np
 import pytest
 import tomllib
-from conftest import connect
 from support import PATIENCE, Server, binary, descendants, has_ended, wait_for
 
 from tools import onnxruntime
@@ -36,6 +35,14 @@ NOBODY = 65532
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root makes mounts and networks: the image was NOT run"
 )
+
+
+# A new network's loopback is down. SIOCSIFFLAGS, IFF_UP.
+LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sH22x", b"lo", 1))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Container:
@@ -66,7 +73,7 @@ class Container:
     ) -> Iterator[Container]:
         """Started with `--simulation`, and stopped as `docker stop` does."""
         run = [DOCKER / "rootfs.sh", "run", self.root, self.tls, "--simulation"]
-        network = ["unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+        network = ["unshare", "--net", "--", sys.executable, "-c", LOOPBACK_UP]
         command = [str(word) for word in (*network, *run)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -362,12 +369,12 @@ def test_with_the_rights_of_the_unit_workers_have_every_barrier(tmp_path: Path):
     rights = ",".join(["-all", *(f"+{n.removeprefix('CAP_').lower()}" for n in names.split())])
     server = Server(tmp_path, engine={"isolation": "full"})
     server.before = ["setpriv", "--inh-caps=-all", f"--bounding-set={rights}", "--no-new-privs"]
-    with server, connect(server) as client:
-        client.models.upload(graphs.add([1]), name="add")
+    with server, server.http() as http:
+        assert http.request("PUT", "/v1/models/add", graphs.add([1])).status == 201
         (worker,) = server.workers()
         assert status(worker)["Uid"].split()[0] not in ("0", status(server.pid)["Uid"].split()[0])
         # Somebody else's process, and yet the server can end it.
-        client.models.delete("add")
+        assert http.request("DELETE", "/v1/models/add").status < 300
         wait_for(lambda: has_ended(worker), "the worker to end")
     assert "without" not in next(line for line in server.log.splitlines() if "workers" in line)
 
@@ -428,23 +435,15 @@ def test_the_list_of_contents_is_whole_and_the_same_each_time():
         assert edge["ref"] in named
         assert set(edge.get("dependsOn", ())) <= named
     assert {edge["ref"] for edge in listed["dependencies"]} == named
-    # As cargo itself lists what is linked, in its words.
-    tree = [
-        "cargo",
-        "tree",
-        "--locked",
-        "-p",
-        "blindai-cli",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-    ]
-    tree += ["--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"]
-    said = subprocess.check_output(tree, cwd=ROOT, text=True)
-    linked = {
-        f"pkg:cargo/{name}@{version}" for name, version in re.findall(r"^(\S+) v(\S+)", said, re.M)
-    }
+    # What is linked leaves the names of its files in its panics.
+    paths = re.findall(
+        rb"/registry/src/[^/]+/([\w-]+)-(\d+\.\d+\.[\w.+-]+)/", binary().read_bytes()
+    )
+    linked = {f"pkg:cargo/{name.decode()}@{version.decode()}" for name, version in paths}
     shipped = {name for name, entry in components.items() if entry["scope"] == "required"}
-    assert linked - named == set()
-    assert shipped - linked == {f"pkg:pypi/onnxruntime@{onnxruntime.VERSION}"}
-    for name in shipped - {name for name in shipped if "/blindai-" in name}:
-        assert len(components[name]["hashes"][0]["content"]) == 64
+    assert len(linked) > 50
+    assert linked - shipped == set()
+    assert f"pkg:pypi/onnxruntime@{onnxruntime.VERSION}" in shipped
+    for name in shipped:
+        if "/blindai-" not in name:
+            assert re.fullmatch("[0-9a-f]{64}", components[name]["hashes"][0]["content"])

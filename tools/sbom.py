@@ -40,27 +40,29 @@ def main() -> None:
 def document() -> dict[str, Any]:
     """The whole document."""
     metadata = cargo_metadata()
-    packages = {package["id"]: package for package in metadata["packages"]}
-    nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
-    (root,) = (id for id, package in packages.items() if package["name"] == PROGRAM)
-    shipped = closure(root, nodes, packages, build=False)
-    everything = closure(root, nodes, packages, build=True)
+    packages = {reference(package): package for package in metadata["packages"]}
+    names = {package["id"]: name for name, package in packages.items()}
+    shipped, everything = tree("normal,no-proc-macro"), tree("normal,build")
+    (root,) = (name for name in everything if packages[name]["name"] == PROGRAM)
     digests = checksums()
     components = [
-        component(packages[id], digests, shipped=id in shipped) for id in everything - {root}
+        component(packages[name], digests, shipped=name in shipped) for name in everything - {root}
     ]
-    components.append(engine())
-    graph = [edges(id, nodes, packages, everything) for id in everything]
-    graph.append({"ref": engine()["bom-ref"]})
-    (program,) = (edge for edge in graph if edge["ref"] == reference(packages[root]))
-    program["dependsOn"] = sorted([*program["dependsOn"], engine()["bom-ref"]])
+    graph = {
+        names[node["id"]]: {names[other] for other in node["dependencies"]} & everything
+        for node in metadata["resolve"]["nodes"]
+        if names[node["id"]] in everything
+    }
+    library = engine()
+    graph[root].add(library["bom-ref"])
+    graph[library["bom-ref"]] = set()
     body = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"component": main_component(packages[root])},
-        "components": sorted(components, key=lambda entry: entry["bom-ref"]),
-        "dependencies": sorted(graph, key=lambda entry: entry["ref"]),
+        "components": sorted([*components, library], key=lambda entry: entry["bom-ref"]),
+        "dependencies": [{"ref": ref, "dependsOn": sorted(graph[ref])} for ref in sorted(graph)],
     }
     # Of the contents, so that equal documents have equal names.
     name = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(body, sort_keys=True))
@@ -68,36 +70,17 @@ def document() -> dict[str, Any]:
 
 
 def cargo_metadata() -> dict[str, Any]:
-    """What cargo would build, by its own word."""
+    """What cargo knows of every package of the workspace."""
     command = ["cargo", "metadata", "--locked", "--format-version=1", f"--filter-platform={TARGET}"]
     return json.loads(subprocess.check_output(command, cwd=ROOT))
 
 
-def closure(root: str, nodes: dict, packages: dict, *, build: bool) -> set[str]:
-    """The packages that `root` needs; with `build`, also those that only run while it is built."""
-    found, pending = {root}, [root]
-    while pending:
-        for id in needed(nodes[pending.pop()], packages, build=build):
-            if id not in found:
-                found.add(id)
-                pending.append(id)
-    return found
-
-
-def needed(node: dict, packages: dict, *, build: bool) -> list[str]:
-    """What one package needs directly. Never what only its tests need."""
-    kinds = {None, "build"} if build else {None}
-    return [
-        dependency["pkg"]
-        for dependency in node["deps"]
-        if any(kind["kind"] in kinds for kind in dependency["dep_kinds"])
-        and (build or not is_macro(packages[dependency["pkg"]]))
-    ]
-
-
-def is_macro(package: dict) -> bool:
-    """Whether it runs in the compiler and nowhere else."""
-    return any("proc-macro" in target["kind"] for target in package["targets"])
+def tree(edges: str) -> set[str]:
+    """What the program needs along such edges, with its own features and not those of others."""
+    command = ["cargo", "tree", "--locked", "-p", PROGRAM, "--target", TARGET, "--edges", edges]
+    command += ["--prefix", "none", "--no-dedupe", "--format", "{p}"]
+    lines = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+    return {"pkg:cargo/{}@{}".format(*line.replace(" v", " ").split()[:2]) for line in lines}
 
 
 def component(package: dict, digests: dict[tuple[str, str], str], *, shipped: bool) -> dict:
@@ -138,13 +121,6 @@ def engine() -> dict:
         "hashes": [{"alg": "SHA-256", "content": onnxruntime.LIBRARY_SHA256}],
         "licenses": [{"expression": "MIT"}],
     }
-
-
-def edges(id: str, nodes: dict, packages: dict, everything: set[str]) -> dict:
-    """What depends on what."""
-    direct = set(needed(nodes[id], packages, build=True)) & everything
-    names = sorted(reference(packages[other]) for other in direct)
-    return {"ref": reference(packages[id]), "dependsOn": names}
 
 
 def reference(package: dict) -> str:
