@@ -21,6 +21,7 @@ import graphs
 import numpy as np
 import pytest
 import tomllib
+from conftest import SUMMARY
 from support import PATIENCE, Server, binary, descendants, has_ended, wait_for
 
 from tools import onnxruntime
@@ -32,9 +33,16 @@ CVM = ROOT / "deploy/cvm"
 UNIT = CVM / "mkosi.extra/usr/lib/systemd/system/blindai.service"
 NOBODY = 65532
 
-as_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root makes mounts and networks: the image was NOT run"
-)
+
+def only_with(there: bool, what: str) -> pytest.MarkDecorator:
+    """For a test that needs what may not be here; the end of the run tells what was not tried."""
+    if not there:
+        SUMMARY.setdefault("not tried here", []).append(what)
+    return pytest.mark.skipif(not there, reason=what)
+
+
+as_root = only_with(os.geteuid() == 0, "running the image and the unit's rights: needs root")
+with_systemd = only_with(bool(shutil.which("systemd-analyze")), "the unit: needs systemd-analyze")
 
 
 # A new network's loopback is down. SIOCSIFFLAGS, IFF_UP.
@@ -348,9 +356,7 @@ def test_the_enclave_has_every_library_that_the_program_needs():
     }
 
 
-@pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="no systemd here: the unit was NOT checked"
-)
+@with_systemd
 def test_systemd_reads_the_unit_and_finds_it_closed(tmp_path: Path):
     # The program is in the image and not on this machine.
     unit = tmp_path / "blindai.service"

@@ -50,7 +50,8 @@ product() {
     local folder=$1/target/reproduce/release package=$2
     case $package in
         blindai-cli) printf '%s' "$folder/blindai" ;;
-        *) printf '%s' "$folder/lib${package//-/_}.rlib" ;;
+        # Also of one that is not ours: then it stands among the dependencies.
+        *) printf '%s' "$folder"/deps/lib"${package//-/_}"-*.rlib ;;
     esac
 }
 

@@ -7,7 +7,6 @@
 #                                     $CONTAINER_USER as --user, $CAPABILITIES as setpriv takes them
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
-export HERE
 
 main() {
     case "${1:-}" in
@@ -56,8 +55,8 @@ libraries() {
 # workers their namespaces, which it does not in a container.
 run() {
     # shellcheck disable=SC2016
-    exec unshare --mount --pid --fork --kill-child -- bash -euc '
-        root=$1 tls=$2; shift 2
+    exec env -i PATH="$PATH" unshare --mount --pid --fork --kill-child -- bash -euc '
+        root=$1 tls=$2 capabilities=$3 user=$4; shift 4
         mount --bind "$root" "$root"
         mount -o remount,bind,ro "$root"
         mount -t proc proc "$root/proc"
@@ -76,18 +75,18 @@ run() {
         /lib64/ld-linux-x86-64.so.2 --library-path "${libraries//[[:space:]]/:}" \
             "/dev/host$umount" -l /dev/host
         export PATH=/usr/bin:/bin
-        set -- --inh-caps=-all --bounding-set="$CAPABILITIES" "$@"
-        if [ -n "$CONTAINER_USER" ]; then
-            set -- --reuid "$CONTAINER_USER" --regid "$CONTAINER_USER" --clear-groups "$@"
-        fi
+        set -- --inh-caps=-all --bounding-set="$capabilities" "$@"
+        if [ -n "$user" ]; then set -- --reuid "$user" --regid "$user" --clear-groups "$@"; fi
         exec setpriv "$@"
-    ' rootfs "$1" "$2" "${ENTRYPOINT[@]}" "${@:3}"
+    ' rootfs "$1" "$2" "${CAPABILITIES:-$DOCKERS}" "${CONTAINER_USER:-}" "${ENTRYPOINT[@]}" "${@:3}"
 }
 
-export CONTAINER_USER=${CONTAINER_USER:-}
 # What Docker leaves to root in a container.
-DOCKERS=-all,+audit_write,+chown,+dac_override,+fowner,+fsetid,+kill,+mknod,+net_bind_service,+net_raw
-export CAPABILITIES=${CAPABILITIES:-$DOCKERS,+setfcap,+setgid,+setpcap,+setuid,+sys_chroot}
+DOCKERS=-all
+for name in audit_write chown dac_override fowner fsetid kill mknod net_bind_service net_raw setfcap \
+    setgid setpcap setuid sys_chroot; do
+    DOCKERS+=,+$name
+done
 # The Dockerfile says what is started; so nothing else is tried here.
 mapfile -t ENTRYPOINT < <(sed -n 's/^ENTRYPOINT //p' "$HERE/Dockerfile" | grep -o '"[^"]*"' | tr -d '"')
 
