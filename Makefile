@@ -9,6 +9,8 @@
 #                servers too, which takes minutes to install
 #   make bench-verify   how long a verdict on evidence takes, and a receipt
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
+#   make dist    what a release consists of, in target/dist: the program as others can build it, too,
+#                the engine, the list of contents, man pages and completions, the wheel, digests
 
 SHELL := /bin/bash
 VENV := .cache/venv
@@ -19,11 +21,20 @@ LIBRARY := libonnxruntime.so.1.28.0
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test soak lint bench bench-verify build setup python clean
+.PHONY: demo test soak lint bench bench-verify build dist setup python clean
 
 build: setup
-	cargo build --release --locked -p blindai-cli
+	BLINDAI_COMMIT=$$(tools/reproduce.sh commit) cargo build --release --locked -p blindai-cli
 	cp -u .cache/onnxruntime/$(LIBRARY) target/release/
+
+dist: setup
+	rm -rf target/dist
+	tools/reproduce.sh build target/dist
+	cp .cache/onnxruntime/$(LIBRARY) target/dist/
+	$(PYTHON) tools/sbom.py > target/dist/blindai.cdx.json
+	BLINDAI_MANUAL=$(CURDIR)/target/dist/manual cargo test --locked -p blindai-cli manual
+	$(PYTHON) -m maturin build --release --locked --manifest-path python/Cargo.toml --out target/dist
+	cd target/dist && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
 
 demo: build
 	$(MAKE) --no-print-directory python PROFILE=release

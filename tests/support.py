@@ -47,6 +47,8 @@ class Server:
         self.port, self.public_port = free_ports(2)
         self.log_path = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
+        # A program that starts the server, with its arguments.
+        self.before: list[str] = []
         config = configuration(self.port, self.public_port, **sections)
         (folder / "blindai.toml").write_text(config)
         # Without a value, the argument would override the kind of TEE in the file.
@@ -68,7 +70,7 @@ class Server:
 
     def start(self, *arguments: str, open_files: int | None = None) -> Server:
         """Start it, with `--simulation --config blindai.toml` unless told otherwise."""
-        command = [str(binary()), "serve", *(arguments or self.arguments)]
+        command = [*self.before, str(binary()), "serve", *(arguments or self.arguments)]
         if open_files:
             command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
         with self.log_path.open("wb") as log:

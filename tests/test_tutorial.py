@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -46,23 +47,29 @@ def default_server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def test_the_tutorial_reads_hello_world(default_server: Server):
-    folder = default_server.folder
-    (folder / "wav2vec2_hello_world.onnx").symlink_to(models.build("wav2vec2_hello_world"))
+def tutorial(python: str | Path, folder: Path, **environment: str) -> list[int]:
+    """Run the tutorial in that folder, with a Python of the caller's choice."""
+    model = folder / "wav2vec2_hello_world.onnx"
+    model.symlink_to(models.build("wav2vec2_hello_world"))
     np.save(folder / "input_values.npy", inputs.normalised_speech())
     done = subprocess.run(
-        [sys.executable, "-c", BEFORE + TUTORIAL + AFTER],
+        [str(python), "-c", BEFORE + TUTORIAL + AFTER],
         cwd=folder,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    ids = json.loads(done.stdout.splitlines()[-1])
-    assert inputs.ctc_text(ids) == "HELLO WORLD"
     # It connects with simulation=True, which proves nothing: that must not go unsaid.
     assert "simulation" in done.stderr.lower()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_tutorial_reads_hello_world(default_server: Server):
+    ids = tutorial(sys.executable, default_server.folder)
+    assert inputs.ctc_text(ids) == "HELLO WORLD"
 
 
 def is_free(port: int) -> bool:

@@ -10,6 +10,8 @@ mod file;
 mod infer;
 mod launch;
 mod log;
+#[cfg(test)]
+mod manual;
 mod measure;
 mod models;
 mod npy;
@@ -23,6 +25,7 @@ mod time;
 mod token;
 mod top;
 mod verify;
+mod version;
 
 use std::process::ExitCode;
 
@@ -30,7 +33,7 @@ use clap::{Parser, Subcommand};
 
 /// Confidential AI inference: run models where nobody can look, and prove it.
 #[derive(Parser)]
-#[command(name = "blindai", version, max_term_width = 100)]
+#[command(name = "blindai", version, long_version = version::LONG.as_str(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

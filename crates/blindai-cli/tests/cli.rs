@@ -97,6 +97,21 @@ impl Drop for Server {
 }
 
 #[test]
+fn a_program_says_what_it_was_built_from() {
+    let said = |argument| {
+        let output = blindai().arg(argument).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let version = concat!("blindai ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(said("-V").trim_end(), version);
+    let lines = said("--version");
+    let lines: Vec<_> = lines.lines().collect();
+    let commit = option_env!("BLINDAI_COMMIT").unwrap_or("unknown");
+    assert_eq!(lines[..2], [version, &format!("commit   {commit}")]);
+    assert!(lines[2].starts_with("engines  onnxruntime"));
+}
+
+#[test]
 fn a_model_is_uploaded_run_and_deleted() {
     let server = Server::start("sgx");
     let model = identity();
