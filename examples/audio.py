@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--microphone", type=float, metavar="SECONDS", help="record this long")
 
 
-def clips(arguments: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
-    """The name and the samples of each file, and of what was recorded."""
+def clips(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """The samples of each file, and of what was recorded, by name."""
     if not arguments.sound and not arguments.microphone:
         sys.exit("nothing to hear: name a file, or pass --microphone SECONDS")
-    for path in arguments.sound:
-        yield path.name, read(path)
+    heard = {path.name: read(path) for path in arguments.sound}
     if arguments.microphone:
-        yield "microphone", record(arguments.microphone)
+        heard["microphone"] = record(arguments.microphone)
+    return heard
 
 
 def read(path: Path) -> np.ndarray:

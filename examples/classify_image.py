@@ -6,8 +6,8 @@
         --model .cache/models/resnet50.onnx testdata/models/inputs/coffee.jpg
 
 EfficientNet-Lite0, the default, has Google's real weights. The test models of ResNet and MobileNet
-have seeded random ones: their answer means nothing, --compare shows that it is computed rightly.
-classify_image.md exports real ones from torchvision.
+have seeded random ones, whose answer would mean nothing: --compare names no class, but shows that
+the server computes what this process computes. classify_image.md exports real ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=built("efficientnet_lite0"))
     parser.add_argument("--torchvision", action="store_true", help="scale as torchvision does")
     parser.add_argument("--labels", type=Path, default=INPUTS / "imagenet_labels.txt")
-    parser.add_argument("--compare", action="store_true", help="with the model in this process")
+    parser.add_argument("--compare", action="store_true", help="with this process; name nothing")
     arguments = parser.parse_args()
     labels = arguments.labels.read_text().splitlines()
     scaling = TORCHVISION if arguments.torchvision else LITE
@@ -43,12 +43,13 @@ def main() -> None:
         outputs = client.infer("pictures", {images.name: pictures})
         client.models.delete("pictures")
 
+    if arguments.compare:
+        compare(arguments.model, {images.name: pictures}, outputs)
+        return
     (scores,) = outputs.values()
     for path, row in zip(arguments.picture, probabilities(scores)):
         best = row.argsort()[::-1][:3]
         print(f"{path.name}: " + "; ".join(f"{labels[i]} {row[i]:.3f}" for i in best))
-    if arguments.compare:
-        compare(arguments.model, {images.name: pictures}, outputs)
 
 
 def pixels(path: Path, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Text classification by BERT or DistilBERT.
 
-    python tools/models.py build distilbert
-    python examples/classify_text.py --simulation --compare "A wonderful film." "Two lost hours."
+    python examples/classify_text.py --policy policy.toml --model sst2.onnx "A wonderful film."
 
-The weights of the test models are seeded random, so their answer means nothing; --compare shows
-that the server computes what this process computes. classify_text.md exports a real one. What runs
-on real weights is few_shot.py.
+classify_text.md exports a real model. The test models distilbert and bert_base have seeded random
+weights, whose answer would mean nothing. For them there is --compare, which names no class, but
+shows that the server computes what this process computes. What runs on real weights as it comes is
+few_shot.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from compare import compare
-from connection import INPUTS, built, connect, options
+from connection import INPUTS, connect, options
 from tokenizers import Tokenizer
 
 LONGEST = 512  # tokens that BERT takes
@@ -23,26 +23,28 @@ LONGEST = 512  # tokens that BERT takes
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("text", nargs="+")
-    parser.add_argument("--model", type=Path, default=built("distilbert"))
+    parser.add_argument("--model", type=Path, required=True)
     # The vocabulary of MiniLM is that of bert-base-uncased.
     parser.add_argument("--tokenizer", type=Path, default=INPUTS / "minilm_tokenizer.json")
     parser.add_argument("--labels", nargs="+", default=["negative", "positive"])
-    parser.add_argument("--compare", action="store_true", help="with the model in this process")
+    parser.add_argument("--compare", action="store_true", help="with this process; name nothing")
     arguments = parser.parse_args()
 
     with connect(arguments) as client:
         model = client.models.upload(arguments.model, name="classifier")
         wanted = [tensor.name for tensor in model.signature.inputs]
         # BERT is told where a second text begins; DistilBERT is not.
-        inputs = {k: v for k, v in tokens(arguments.tokenizer, arguments.text).items() if k in wanted}
+        made = tokens(arguments.tokenizer, arguments.text)
+        inputs = {name: made[name] for name in wanted}
         outputs = client.infer("classifier", inputs)
         client.models.delete("classifier")
 
+    if arguments.compare:
+        compare(arguments.model, inputs, outputs)
+        return
     for text, scores in zip(arguments.text, softmax(outputs["logits"])):
         best = int(scores.argmax())
         print(f"{arguments.labels[best]} {scores[best]:.3f}  {text}")
-    if arguments.compare:
-        compare(arguments.model, inputs, outputs)
 
 
 def tokens(tokenizer_file: Path, texts: list[str]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 SIZE = 640
 GREY = 114
+CANDIDATES = 1000  # the best boxes, among which rivals are looked for
 OVERLAP = 0.45  # boxes of one class that share more than this show the same thing
 
 
@@ -72,7 +73,7 @@ def detections(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarr
     """
     classes = rows[:, 5:].argmax(axis=1)
     scores = rows[:, 4] * rows[:, 5:].max(axis=1)
-    order = [i for i in scores.argsort()[::-1] if scores[i] >= threshold]
+    order = [i for i in scores.argsort()[::-1][:CANDIDATES] if scores[i] >= threshold]
     half = rows[:, 2:4] / 2
     corners = np.hstack([rows[:, :2] - half, rows[:, :2] + half])
     kept: list[int] = []
@@ -87,7 +88,8 @@ def shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How much a box and each of the others have in common, of what they cover together."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     common = sides.clip(0).prod(axis=1)
-    return common / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - common)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    return common / ((box[2:] - box[:2]).prod() + areas - common)
 
 
 if __name__ == "__main__":

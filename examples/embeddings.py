@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import blindai
 import numpy as np
 from connection import INPUTS, built
 from tokenizers import Tokenizer
+
+import blindai
 
 MODEL = built("minilm_l6_v2_sentence_embedding")
 LONGEST = 256  # tokens that MiniLM was trained on

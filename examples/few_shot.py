@@ -20,9 +20,7 @@ from sklearn.linear_model import LogisticRegression
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("text", nargs="+")
-    parser.add_argument(
-        "--examples", type=Path, default=Path(__file__).with_name("tickets.tsv")
-    )
+    parser.add_argument("--examples", type=Path, default=Path(__file__).with_name("tickets.tsv"))
     arguments = parser.parse_args()
     lines = [line.split("\t", 1) for line in arguments.examples.read_text().splitlines()]
     labels, examples = zip(*lines)

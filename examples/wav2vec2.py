@@ -28,12 +28,14 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=Path, default=INPUTS / "wav2vec2_vocab.json")
     parser.add_argument("--compare", action="store_true", help="with the model in this process")
     arguments = parser.parse_args()
-    letters = {number: letter for letter, number in json.loads(arguments.vocabulary.read_text()).items()}
+    vocabulary = json.loads(arguments.vocabulary.read_text())
+    letters = {number: letter for letter, number in vocabulary.items()}
+    clips = audio.clips(arguments)
 
     with connect(arguments) as client:
         model = client.models.upload(arguments.model, name="wav2vec2")
         (sound,) = model.signature.inputs
-        for name, samples in audio.clips(arguments):
+        for name, samples in clips.items():
             inputs = {sound.name: normalised(samples)}
             outputs = client.infer("wav2vec2", inputs)
             (answer,) = outputs.values()
@@ -53,7 +55,8 @@ def normalised(samples: np.ndarray) -> np.ndarray:
 def text_of(ids: np.ndarray, letters: dict[int, str]) -> str:
     """Greedy CTC: what stays the same is one letter, what is blank is none."""
     changed = np.flatnonzero(np.diff(ids, prepend=-1))
-    return "".join(letters[i] for i in ids[changed].tolist() if i != BLANK).replace("|", " ").strip()
+    text = "".join(letters[i] for i in ids[changed].tolist() if i != BLANK)
+    return text.replace("|", " ").strip()
 
 
 if __name__ == "__main__":

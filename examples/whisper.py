@@ -29,16 +29,15 @@ def main() -> None:
     audio.add_options(parser)
     parser.add_argument("--encoder", type=Path, default=built("whisper_tiny_en_encoder"))
     parser.add_argument("--decoder", type=Path, default=built("whisper_tiny_en_decoder"))
-    parser.add_argument(
-        "--tokenizer", type=Path, default=INPUTS / "whisper_tiny_en_tokenizer.json"
-    )
+    parser.add_argument("--tokenizer", type=Path, default=INPUTS / "whisper_tiny_en_tokenizer.json")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+    clips = audio.clips(arguments)
 
     with connect(arguments) as client:
         client.models.upload(arguments.encoder, name="whisper-encoder")
         client.models.upload(arguments.decoder, name="whisper-decoder")
-        for name, samples in audio.clips(arguments):
+        for name, samples in clips.items():
             features = {"input_features": log_mel(samples)}
             hidden = client.infer("whisper-encoder", features)["last_hidden_state"]
             ids = [START, NO_TIMESTAMPS]

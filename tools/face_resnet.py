@@ -22,9 +22,9 @@ SIZE = 150
 FEATURES = 128
 # Residual blocks, in order; those that end in "down" halve the size.
 BLOCKS = """
-    conv32_1 conv32_2 conv32_3 conv64_down conv64_1 conv64_2 conv64_3 conv128_down conv128_1
-    conv128_2 conv256_down conv256_1 conv256_2 conv256_down_out
-""".split()
+    conv32_1 conv32_2 conv32_3 conv64_down conv64_1 conv64_2 conv64_3 conv128_down
+    conv128_1 conv128_2 conv256_down conv256_1 conv256_2 conv256_down_out
+"""
 
 
 def build(archive: Path) -> onnx.ModelProto:
@@ -33,7 +33,7 @@ def build(archive: Path) -> onnx.ModelProto:
     x = net.conv("faces", "conv32_down", stride=2, padding=0)
     x = net.node("MaxPool", [net.relu(x)], kernel_shape=[3, 3], strides=[2, 2])
     size, channels = 35, 32
-    for name in BLOCKS:
+    for name in BLOCKS.split():
         x, size, channels = net.residual(x, name, size, channels)
     x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
     net.node("MatMul", [x, net.constant(net.source["fc"])], output="descriptors")

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Shape = list  # of sizes, and of names where any size will do
+# A name, and a shape of sizes, and of names where any size will do.
+Value = tuple[str, list]
 
 
 class Graph:
@@ -32,7 +33,7 @@ class Graph:
         """A name that is not taken yet."""
         return f"node{len(self.nodes)}"
 
-    def model(self, name: str, given: tuple[str, Shape], made: tuple[str, Shape]) -> onnx.ModelProto:
+    def model(self, name: str, given: Value, made: Value) -> onnx.ModelProto:
         """The finished model, from one float32 input to one float32 output."""
         inputs, outputs = (
             [helper.make_tensor_value_info(value, TensorProto.FLOAT, shape)]

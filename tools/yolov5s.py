@@ -33,9 +33,7 @@ def build() -> onnx.ModelProto:
     boxes = [net.detect(scale, stride) for scale, stride in zip(neck(net, *features), ANCHORS)]
     net.node("Concat", boxes, output="output0", axis=1)
     rows = sum(3 * (SIZE // stride) ** 2 for stride in ANCHORS)
-    return net.model(
-        "yolov5s", ("images", [1, 3, SIZE, SIZE]), ("output0", [1, rows, 5 + CLASSES])
-    )
+    return net.model("yolov5s", ("images", [1, 3, SIZE, SIZE]), ("output0", [1, rows, 5 + CLASSES]))
 
 
 def backbone(net: Net) -> tuple[Maps, Maps, Maps]:
