@@ -54,11 +54,12 @@ class Runner:
         return report_and_answer.partition("\n")[2]
 
     def run(self, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        path = [str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.run(
             [sys.executable, EXAMPLES / f"{script}.py", "--server", self.server.address]
             + [str(argument) for argument in arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             capture_output=True,
             text=True,
             timeout=2 * PATIENCE,
