@@ -204,7 +204,7 @@ def test_a_small_covid_net_reads_digits(example: Runner):
 def test_a_server_that_is_not_trusted_gets_nothing(example: Runner):
     policy = example.folder / "policy.toml"
     policy.write_text(f'tee = ["sgx"]\n[sgx]\nmrenclave = ["{"77" * 32}"]\n')
-    done = example.run("find_anomalies", "--policy", policy)
+    done = example.run("search", "--policy", policy, "Who are you?")
     assert done.returncode == 1
     assert "AttestationError" in done.stderr
     assert not done.stdout
