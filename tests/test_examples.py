@@ -201,7 +201,7 @@ def test_a_small_covid_net_reads_digits(example: Runner):
     assert int(re.search(r"^(\d+) of 200 pictures", said, re.MULTILINE)[1]) > 175
 
 
-def test_a_server_that_is_not_trusted_gets_nothing(example: Runner):
+def test_a_server_that_the_policy_does_not_trust_is_refused(example: Runner):
     policy = example.folder / "policy.toml"
     policy.write_text(f'tee = ["sgx"]\n[sgx]\nmrenclave = ["{"77" * 32}"]\n')
     done = example.run("search", "--policy", policy, "Who are you?")

