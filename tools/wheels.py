@@ -1,6 +1,6 @@
-"""Download single wheels from the package index, pinned by SHA-256, into `.cache/wheels`.
+"""Download single packages from their index, pinned by SHA-256, into `.cache/wheels`.
 
-Standard library and pip only, Python 3.9 or newer.
+Standard library and pip only, and npm for what is there; Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,21 +24,31 @@ class FetchError(Exception):
 
 def download(filename: str, sha256: str) -> Path:
     """Return the path of the wheel of that file name, which must have the digest `sha256`."""
+    name, version = filename.split("-")[:2]
+    return obtain(filename, sha256, lambda folder: pip_download(f"{name}=={version}", folder))
+
+
+def download_from_npm(package: str, filename: str, sha256: str) -> Path:
+    """Return the path of the archive of an npm package (`name@version`), held to its digest."""
+    return obtain(filename, sha256, lambda folder: npm_pack(package, folder))
+
+
+def obtain(filename: str, sha256: str, fetch: Callable[[str], None]) -> Path:
+    """Return the path of a file; unless it is there, `fetch` must put it into a folder."""
     target = WHEELS / filename
     if target.is_file() and sha256_of_file(target) == sha256:
         return target
-    name, version = filename.split("-")[:2]
     WHEELS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WHEELS) as folder:
-        pip_download(f"{name}=={version}", folder)
-        wheel = Path(folder) / filename
-        if not wheel.is_file():
+        fetch(folder)
+        part = Path(folder) / filename
+        if not part.is_file():
             found = sorted(path.name for path in Path(folder).iterdir())
-            raise FetchError(f"pip gave {found} for {name}, expected {filename}")
-        found = sha256_of_file(wheel)
+            raise FetchError(f"there came {found}, expected {filename}")
+        found = sha256_of_file(part)
         if found != sha256:
             raise FetchError(f"{filename} has sha256 {found}, expected {sha256}")
-        wheel.replace(target)
+        part.replace(target)
     return target
 
 
@@ -51,10 +62,23 @@ def pip_download(requirement: str, folder: str) -> None:
     command += ["--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"]
     for glibc in ("2_28", "2_27", "2_17"):
         command += ["--platform", f"manylinux_{glibc}_x86_64"]
-    done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+    run([*command, requirement])
+
+
+def npm_pack(package: str, folder: str) -> None:
+    """Run npm, which only packs: nothing of the package is run."""
+    run(["npm", "pack", "--ignore-scripts", "--pack-destination", folder, package])
+
+
+def run(command: list[str]) -> None:
+    """Run a program that downloads what its last argument names."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise FetchError(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
-        reason = done.stderr.strip() or done.stdout.strip() or "pip gave no reason"
-        raise FetchError(f"cannot download {requirement}:\n{reason}")
+        reason = done.stderr.strip() or done.stdout.strip() or f"{command[0]} gave no reason"
+        raise FetchError(f"cannot download {command[-1]}:\n{reason}")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+
+from tools.graph import Graph
 
 SIZE = 640
 CLASSES = 80
@@ -31,17 +33,7 @@ def build() -> onnx.ModelProto:
     boxes = [net.detect(scale, stride) for scale, stride in zip(neck(net, *features), ANCHORS)]
     net.node("Concat", boxes, output="output0", axis=1)
     rows = sum(3 * (SIZE // stride) ** 2 for stride in ANCHORS)
-    graph = helper.make_graph(
-        net.nodes,
-        "yolov5s",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, rows, 5 + CLASSES])],
-        net.weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return net.model("yolov5s", ("images", [1, 3, SIZE, SIZE]), ("output0", [1, rows, 5 + CLASSES]))
 
 
 def backbone(net: Net) -> tuple[Maps, Maps, Maps]:
@@ -75,12 +67,11 @@ class Maps:
         self.channels = channels
 
 
-class Net:
-    """The nodes and weights of a graph that grows."""
+class Net(Graph):
+    """The blocks that the network is made of."""
 
     def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
+        super().__init__()
         self.random = np.random.RandomState(5)
 
     def conv(
@@ -181,19 +172,3 @@ class Net:
         names = [f"{self.fresh()}_{part}" for part in ("xy", "wh", "scores")]
         self.nodes.append(helper.make_node("Split", [x, lengths], names, axis=4))
         return names
-
-    def node(self, kind: str, inputs: list[str], *, output: str | None = None, **attributes) -> str:
-        """Adds a node with one output and gives the output's name."""
-        output = output or f"{self.fresh()}_{kind.lower()}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def constant(self, values, dtype: type = np.float32) -> str:
-        """Adds a tensor to the weights and gives its name."""
-        name = f"weight{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype), name))
-        return name
-
-    def fresh(self) -> str:
-        """A name that is not taken yet."""
-        return f"node{len(self.nodes)}"
