@@ -8,6 +8,7 @@
 #   make bench   the speed of a request against the same model in process; PEERS=1 measures other
 #                servers too, which takes minutes to install
 #   make bench-verify   how long a verdict on evidence takes
+#   make bench-store    what sealing and loading a model costs, beside reading and digesting it
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 
 SHELL := /bin/bash
@@ -19,7 +20,7 @@ LIBRARY := libonnxruntime.so.1.28.0
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test soak lint bench bench-verify build setup python clean
+.PHONY: demo test soak lint bench bench-verify bench-store build setup python clean
 
 build: setup
 	cargo build --release --locked -p blindai-cli
@@ -63,6 +64,9 @@ bench: build
 
 bench-verify:
 	cargo bench --locked -p blindai-verify --bench verify
+
+bench-store:
+	cargo bench --locked -p blindai-store --bench store
 
 # The Python package, into the virtual environment.
 python:

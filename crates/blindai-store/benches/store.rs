@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blindai_core::Digest;
-use blindai_store::{Digesting, Location, Options, Store, StoreKey};
+use blindai_store::{Location, Options, Store, StoreKey};
 use object_store::local::LocalFileSystem;
 use sha2::{Digest as _, Sha256};
 
@@ -22,11 +22,15 @@ async fn main() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = Model::new();
     let durable = Location::parse(folder.path().join("store").to_str().unwrap()).unwrap();
-    let durable = Store::open(&durable, key(), Options::default()).await.unwrap();
+    let durable = Store::open(&durable, key(), Options::default())
+        .await
+        .unwrap();
     // Without waiting for the disk, whose speed is its own.
     fs::create_dir(folder.path().join("quick")).unwrap();
     let quick = LocalFileSystem::new_with_prefix(folder.path().join("quick")).unwrap();
-    let quick = Store::on(std::sync::Arc::new(quick), key(), None).await.unwrap();
+    let quick = Store::on(std::sync::Arc::new(quick), key(), None)
+        .await
+        .unwrap();
     let mut rounds = [const { Vec::new() }; 5];
     for _ in 0..ROUNDS {
         rounds[0].push(measure(async || model.digest()).await);
@@ -45,11 +49,21 @@ fn key() -> StoreKey {
 }
 
 fn report(medians: &[(Duration, u64)]) {
-    let names = ["read + SHA-256", "sealing", "loading", "write + fsync", "sealing, durable"];
+    let names = [
+        "read + SHA-256",
+        "sealing",
+        "loading",
+        "write + fsync",
+        "sealing, durable",
+    ];
     println!("{:18} {:>8} {:>7} {:>10}", "", "ms", "ratio", "peak MiB");
     for (name, (time, peak)) in names.iter().zip(medians) {
         let ratio = time.as_secs_f64() / medians[0].0.as_secs_f64();
-        println!("{name:18} {:8} {ratio:7.2} {:10}", time.as_millis(), peak >> 20);
+        println!(
+            "{name:18} {:8} {ratio:7.2} {:10}",
+            time.as_millis(),
+            peak >> 20
+        );
     }
 }
 
@@ -65,8 +79,16 @@ async fn measure(what: impl AsyncFnOnce()) -> (Duration, u64) {
 
 fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find(|line| line.starts_with(field)).expect("Linux");
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(field))
+        .expect("Linux");
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        << 10
 }
 
 fn middle(round: &mut [(Duration, u64)]) -> (Duration, u64) {
@@ -84,7 +106,9 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let file = PathBuf::from(format!("/dev/shm/blindai-bench-{}", std::process::id()));
-        let given = std::env::args().nth(1).filter(|argument| !argument.starts_with("--"));
+        let given = std::env::args()
+            .nth(1)
+            .filter(|argument| !argument.starts_with("--"));
         let mut source: Box<dyn Read> = match given {
             Some(path) => Box::new(File::open(path).expect("the model")),
             None => Box::new(File::open("/dev/urandom").unwrap().take(MODEL_BYTES)),
@@ -104,14 +128,17 @@ impl Model {
 
     async fn put(&self, store: &Store) {
         let record = serde_json::Value::Null;
-        store.put(self.open(), self.digest, self.size, record).await.unwrap();
+        store
+            .put(self.open(), self.digest, self.size, record)
+            .await
+            .unwrap();
     }
 
     /// Into memory that is in no file system of a disk, as the server does.
     async fn load(&self, store: &Store) {
         let entry = store.entries().pop().unwrap();
         let copy = tempfile::tempfile_in("/dev/shm").unwrap();
-        let mut copy = store.read(&entry, Digesting::new(copy)).await.unwrap();
+        let mut copy = store.read(&entry, copy).await.unwrap();
         assert_eq!(copy.stream_position().unwrap(), self.size);
     }
 

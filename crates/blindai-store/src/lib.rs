@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use blindai_core::Digest;
-//! use blindai_store::{Digesting, Location, Options, Store, StoreKey};
+//! use blindai_store::{Location, Options, Store, StoreKey};
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,7 +18,7 @@
 //! let size_bytes = model.len() as u64;
 //! let put = store.put(&model[..], Digest::of(model), size_bytes, record).await?;
 //!
-//! let copy = store.read(&put, Digesting::new(Vec::new())).await?;
+//! let copy = store.read(&put, Vec::new()).await?;
 //! assert_eq!(copy, model);
 //! # Ok(())
 //! # }
@@ -48,4 +48,4 @@ pub use entry::{Entry, EntryId};
 pub use key::StoreKey;
 pub use location::{Credentials, Location};
 pub use store::{Options, Store};
-pub use transfer::{Destination, Digesting};
+pub use transfer::Destination;

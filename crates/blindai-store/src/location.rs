@@ -108,11 +108,14 @@ fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
         Error::new(Code::StoreUnavailable, fact)
     };
     let (backend, path) = object_store::parse_url_opts(url, &credentials.0).map_err(failed)?;
-    Ok(Arc::new(object_store::prefix::PrefixStore::new(backend, path)))
+    Ok(Arc::new(object_store::prefix::PrefixStore::new(
+        backend, path,
+    )))
 }
 
 #[cfg(not(feature = "cloud"))]
-fn cloud(url: &Url, Credentials(_): &Credentials) -> Result<Arc<dyn ObjectStore>> {
+fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
+    let _ = &credentials.0;
     let fact = format!("the store at {url}: this program was built without object stores");
     Err(Error::new(Code::StoreUnavailable, fact))
 }
@@ -127,7 +130,15 @@ mod tests {
     fn a_location_is_a_folder_or_a_bucket_and_nothing_else() {
         let folder = Location::parse("/var/lib/blindai").unwrap();
         assert_eq!(folder, Location::Folder("/var/lib/blindai".into()));
-        for text in ["", "file:///x", "http://h/b", "s3://u:p@b", "s3://b?x=1", "s3:///x", "gs://b#f"] {
+        for text in [
+            "",
+            "file:///x",
+            "http://h/b",
+            "s3://u:p@b",
+            "s3://b?x=1",
+            "s3:///x",
+            "gs://b#f",
+        ] {
             let error = Location::parse(text).unwrap_err();
             assert_eq!(error.code(), Code::InvalidRequest, "{text}");
         }
@@ -139,7 +150,11 @@ mod tests {
         let credentials = [("azure_storage_account_name", "a"), ("aws_region", "r")];
         let credentials = credentials.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let credentials = Credentials::from_iter(credentials);
-        for text in ["s3://bucket/path", "gs://bucket/path", "az://container/path"] {
+        for text in [
+            "s3://bucket/path",
+            "gs://bucket/path",
+            "az://container/path",
+        ] {
             let backend = Location::parse(text).unwrap().backend(&credentials);
             assert!(backend.is_ok(), "{text}: {:?}", backend.err());
         }

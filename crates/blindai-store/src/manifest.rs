@@ -166,5 +166,8 @@ struct Body {
 }
 
 fn refused(code: Code, generation: u64, what: &str) -> Error {
-    Error::new(code, format!("the manifest of generation {generation} {what}"))
+    Error::new(
+        code,
+        format!("the manifest of generation {generation} {what}"),
+    )
 }

@@ -94,11 +94,19 @@ impl Seen {
         name.push(".new");
         let new = PathBuf::from(name);
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.file)?;
-        let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = self
+            .file
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(".".as_ref()))?.sync_all()
     }
 
@@ -109,7 +117,8 @@ impl Seen {
 }
 
 const LONGEST_BYTES: u64 = 4096;
-const REMEDY: &str = "restore the file store.seen; only who means to trust the store as it is removes it";
+const REMEDY: &str =
+    "restore the file store.seen; only who means to trust the store as it is removes it";
 
 #[cfg(test)]
 mod tests {
@@ -131,7 +140,12 @@ mod tests {
         }
         let mut other = sight(4, b"b");
         other.store = EntryId::draw().unwrap();
-        for old in [None, Some(sight(2, b"a")), Some(sight(3, b"b")), Some(other)] {
+        for old in [
+            None,
+            Some(sight(2, b"a")),
+            Some(sight(3, b"b")),
+            Some(other),
+        ] {
             let error = seen.check(old.as_ref()).unwrap_err();
             assert_eq!(error.code(), Code::StoreRolledBack, "{error}");
         }
@@ -145,7 +159,12 @@ mod tests {
         let store = EntryId::draw().unwrap();
         let manifest = Digest::of(b"a");
         let generation = 3;
-        seen.write(&Sight { store, generation, manifest }).unwrap();
+        seen.write(&Sight {
+            store,
+            generation,
+            manifest,
+        })
+        .unwrap();
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, text.replace(":3,", ":2,")).unwrap();
         assert_eq!(seen.check(None).unwrap_err().code(), Code::StoreCorrupt);

@@ -239,7 +239,15 @@ impl Inner {
         let name = self.name(digest, header);
         let entry = Entry::new(digest, size_bytes, record, name, header)?;
         let stream = Stream::new(&self.key.content(), BOUND_TO, header, layout);
-        transfer::send(&*self.backend, &entry.path(), stream, header, content, digest).await?;
+        transfer::send(
+            &*self.backend,
+            &entry.path(),
+            stream,
+            header,
+            content,
+            digest,
+        )
+        .await?;
         Ok(entry)
     }
 
@@ -329,7 +337,9 @@ impl Inner {
 
     async fn create(&self, generation: u64, bytes: Vec<u8>) -> Result<(), Backend> {
         let path = manifest::path(generation);
-        let created = self.backend.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
+        let created = self
+            .backend
+            .put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
         created.await.map(drop)
     }
 
@@ -460,8 +470,12 @@ async fn fetch(backend: &dyn ObjectStore, generation: u64) -> Result<Option<Vec<
 /// Files that a folder's backend had not finished: it names them after the object, with a number.
 fn unfinished(folder: &FilePath) -> Vec<PathBuf> {
     let folders = [folder.to_owned(), folder.join(CONTENT)];
-    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());
-    let files = entries.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let entries = folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok());
+    let files = entries
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
     files.filter(|file| is_unfinished(folder, file)).collect()
 }
 
@@ -476,5 +490,8 @@ fn is_unfinished(folder: &FilePath, file: &FilePath) -> bool {
 }
 
 fn taken() -> Error {
-    Error::new(Code::StoreTaken, "another server has opened the store since")
+    Error::new(
+        Code::StoreTaken,
+        "another server has opened the store since",
+    )
 }

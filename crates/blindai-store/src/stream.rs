@@ -78,7 +78,9 @@ impl Stream {
         let plain = bytes.len() - TAG_BYTES;
         let (plain, tag) = bytes.split_at_mut(plain);
         let nonce = self.nonce(number);
-        let made = self.key.seal_in_place_separate_tag(nonce, Aad::empty(), plain);
+        let made = self
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::empty(), plain);
         tag.copy_from_slice(made.expect("a segment is short enough").as_ref());
     }
 
@@ -206,7 +208,16 @@ mod tests {
 
     #[test]
     fn both_lengths_lead_to_the_same_layout() {
-        let lengths = [0, 1, FIRST - 1, FIRST, FIRST + 1, FIRST + NEXT, FIRST + NEXT + 1, 1 << 40];
+        let lengths = [
+            0,
+            1,
+            FIRST - 1,
+            FIRST,
+            FIRST + 1,
+            FIRST + NEXT,
+            FIRST + NEXT + 1,
+            1 << 40,
+        ];
         for plain in lengths {
             let layout = Layout::of_plain(plain).unwrap();
             assert_eq!(Layout::of_sealed(layout.sealed_bytes()), Some(layout));

@@ -1,13 +1,19 @@
-//! Moves models into the store and out of it, in parts of a few MiB: while one is read and digested,
-//! another is sealed or opened, and a third is on its way to or from the backend.
+//! Moves models into the store and out of it, in parts of a few MiB. Digesting takes longest, so it has
+//! a thread of its own, and everything else happens beside it. The parts go round: there are never more
+//! than a few, whatever is moved.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use blindai_core::{Code, Digest, Error, Result};
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
-use object_store::{Error as Backend, ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{
+    Error as Backend, GetOptions, GetResultPayload, ObjectStore, ObjectStoreExt as _, PutPayload,
+};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -25,7 +31,7 @@ pub(crate) const BOUND_TO: &[u8] = b"content";
 /// Takes a model as it comes out of the store.
 pub trait Destination: Send + 'static {
     /// What it becomes when it is whole.
-    type Whole: Send + 'static;
+    type Whole;
 
     /// Takes the next piece, which is authentic; whether the whole is, is known at the end only.
     ///
@@ -33,40 +39,36 @@ pub trait Destination: Send + 'static {
     /// What speaks against taking it. Nothing further is read then.
     fn write(&mut self, piece: &[u8]) -> Result<()>;
 
-    /// The SHA-256 of all pieces, and the whole.
+    /// Everything came, and has this SHA-256.
     ///
     /// # Errors
     /// What speaks against it.
-    fn finish(self) -> Result<(Digest, Self::Whole)>;
+    fn finish(self, digest: Digest) -> Result<Self::Whole>;
 }
 
-/// Digests what it passes on to a writer.
-#[derive(Debug)]
-pub struct Digesting<W> {
-    writer: W,
-    hash: Sha256,
-}
+impl Destination for Vec<u8> {
+    type Whole = Self;
 
-impl<W: io::Write> Digesting<W> {
-    /// Passes everything on to this writer.
-    pub fn new(writer: W) -> Self {
-        let hash = Sha256::new();
-        Self { writer, hash }
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn finish(self, _: Digest) -> Result<Self> {
+        Ok(self)
     }
 }
 
-impl<W: io::Write + Send + 'static> Destination for Digesting<W> {
-    type Whole = W;
+impl Destination for File {
+    type Whole = Self;
 
     fn write(&mut self, piece: &[u8]) -> Result<()> {
-        self.hash.update(piece);
-        let written = self.writer.write_all(piece);
+        let written = io::Write::write_all(self, piece);
         written.map_err(|error| Error::new(Code::Internal, format!("writing a copy: {error}")))
     }
 
-    fn finish(self) -> Result<(Digest, W)> {
-        let digest = Digest::from_bytes(self.hash.finalize().into());
-        Ok((digest, self.writer))
+    fn finish(self, _: Digest) -> Result<Self> {
+        Ok(self)
     }
 }
 
@@ -80,13 +82,14 @@ pub(crate) async fn send(
     digest: Digest,
 ) -> Result<()> {
     let layout = stream.layout();
-    let (plain, to_seal) = sync_channel(0);
+    let (free, freed) = buffers();
+    let (plain, to_seal) = sync_channel(1);
     let (sealed, mut to_send) = mpsc::channel(1);
-    let reading = spawn_blocking(move || read_parts(content, layout, digest, &plain));
+    let reading = spawn_blocking(move || read_parts(content, layout, digest, &freed, &plain));
     let sealing = spawn_blocking(move || seal_parts(&stream, header, &to_seal, &sealed));
-    let sent = put_parts(backend, path, layout, &mut to_send).await;
+    let sent = put_parts(backend, path, layout, &mut to_send, &free).await;
     // Ends the others when the backend failed.
-    drop(to_send);
+    drop((to_send, free));
     sealing.await.map_err(|_| stopped())?;
     reading.await.map_err(|_| stopped())??;
     sent
@@ -99,23 +102,39 @@ pub(crate) async fn receive<D: Destination>(
     entry: &Entry,
     into: D,
 ) -> Result<D::Whole> {
-    let path = entry.path();
-    let found = check(backend, key, entry, &path).await?;
-    let stream = Stream::new(key, BOUND_TO, entry.header(), entry.layout());
-    let (sealed, to_open) = mpsc::channel(1);
+    let (path, layout) = (entry.path(), entry.layout());
+    let stream = Stream::new(key, BOUND_TO, entry.header(), layout);
+    let (fetched, to_open) = mpsc::channel(1);
+    let source = match find(backend, key, entry, &path).await? {
+        Some(file) => Source::File(file),
+        None => Source::Parts(to_open),
+    };
+    let remote = matches!(source, Source::Parts(_));
+    let (free, freed) = buffers();
     let (plain, to_write) = sync_channel(0);
-    let opening = spawn_blocking(move || open_parts(&stream, to_open, &plain));
-    let expected = entry.digest();
-    let layout = entry.layout();
-    let writing = spawn_blocking(move || write_parts(into, layout, &to_write, expected));
-    let fetched = get_parts(backend, &path, layout, found, &sealed).await;
-    drop(sealed);
+    let (written, to_digest) = sync_channel(0);
+    let opening = spawn_blocking(move || open_parts(&stream, source, &freed, &plain));
+    let writing = spawn_blocking(move || write_parts(layout, &to_write, into, &written));
+    let digesting = spawn_blocking(move || digest_parts(layout, &to_digest, &free));
+    let got = match remote {
+        true => get_parts(backend, &path, layout, &fetched).await,
+        false => Ok(()),
+    };
+    drop(fetched);
     let opened = opening.await.map_err(|_| stopped())?;
     let written = writing.await.map_err(|_| stopped())?;
-    // A missing part looks like an early end to those who come after.
-    fetched?;
+    let digest = digesting.await.map_err(|_| stopped())?;
+    // A part that did not come looks like an early end to those who wait for it, and who refuses one
+    // looks so to those who bring it.
+    got?;
     opened?;
-    written?.ok_or_else(stopped)
+    let into = written?;
+    if digest != entry.digest() {
+        // The seal holds already; this is against faults of ours.
+        let fact = format!("a model has {digest}, {} was stored", entry.digest());
+        return Err(Error::new(Code::StoreCorrupt, fact));
+    }
+    into.finish(digest)
 }
 
 /// A part of the stream: whole segments, the last excepted.
@@ -128,10 +147,36 @@ struct Part {
 const PART_SEGMENTS: u64 = 5;
 /// As small as S3 lets parts of an upload be.
 const PART_BYTES: u64 = PART_SEGMENTS * SEGMENT_BYTES as u64;
+/// One for each stage, and two on their way.
+const BUFFERS: usize = 5;
 
-/// The places of a part's segments within the part, header left out.
-fn segments(layout: Layout, first: u64) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+/// Buffers that go round, so that there are never more, and the system makes pages for them once.
+fn buffers() -> (Sender<BytesMut>, Receiver<BytesMut>) {
+    let (free, freed) = channel();
+    for _ in 0..BUFFERS {
+        free.send(BytesMut::new()).expect("the receiver is here");
+    }
+    (free, freed)
+}
+
+/// The numbers of the parts' first segments.
+fn parts(layout: Layout) -> impl Iterator<Item = u64> {
+    (0..layout.segments()).step_by(PART_SEGMENTS as usize)
+}
+
+/// Where a part lies in the stream.
+fn part(layout: Layout, first: u64) -> Range<u64> {
     let start = first * SEGMENT_BYTES as u64;
+    start..layout.sealed_bytes().min(start + PART_BYTES)
+}
+
+fn part_bytes(layout: Layout, first: u64) -> usize {
+    as_usize(part(layout, first)).len()
+}
+
+/// The numbers of a part's segments, and their places in it, header left out.
+fn segments(layout: Layout, first: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let start = part(layout, first).start;
     let end = layout.segments().min(first + PART_SEGMENTS);
     (first..end).map(move |number| {
         let segment = layout.segment(number);
@@ -139,20 +184,19 @@ fn segments(layout: Layout, first: u64) -> impl Iterator<Item = (u64, std::ops::
     })
 }
 
-fn part_bytes(layout: Layout, first: u64) -> usize {
-    let left = layout.sealed_bytes() - first * SEGMENT_BYTES as u64;
-    left.min(PART_BYTES) as usize
-}
-
 fn read_parts(
     mut content: impl Read,
     layout: Layout,
     expected: Digest,
+    freed: &Receiver<BytesMut>,
     to: &SyncSender<Part>,
 ) -> Result<()> {
     let mut hash = Sha256::new();
-    for first in (0..layout.segments()).step_by(PART_SEGMENTS as usize) {
-        let mut bytes = BytesMut::zeroed(part_bytes(layout, first));
+    for first in parts(layout) {
+        let Ok(mut bytes) = freed.recv() else {
+            return Ok(());
+        };
+        bytes.resize(part_bytes(layout, first), 0);
         for (_, place) in segments(layout, first) {
             let plain = &mut bytes[without_tag(place)];
             content.read_exact(plain).map_err(|error| unread(&error))?;
@@ -180,15 +224,13 @@ fn check_whole(content: &mut impl Read, got: Digest, expected: Digest) -> Result
 }
 
 fn unread(error: &io::Error) -> Error {
-    Error::new(Code::BodyIncomplete, format!("reading what is to be stored: {error}"))
+    Error::new(
+        Code::BodyIncomplete,
+        format!("reading what is to be stored: {error}"),
+    )
 }
 
-fn seal_parts(
-    stream: &Stream,
-    header: Header,
-    from: &Receiver<Part>,
-    to: &mpsc::Sender<Bytes>,
-) {
+fn seal_parts(stream: &Stream, header: Header, from: &Receiver<Part>, to: &mpsc::Sender<Bytes>) {
     while let Ok(Part { first, mut bytes }) = from.recv() {
         if first == 0 {
             bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
@@ -207,6 +249,7 @@ async fn put_parts(
     path: &Path,
     layout: Layout,
     parts: &mut mpsc::Receiver<Bytes>,
+    free: &Sender<BytesMut>,
 ) -> Result<()> {
     let failed = |error: Backend| unavailable("storing a model", &error);
     if layout.sealed_bytes() <= PART_BYTES {
@@ -220,10 +263,12 @@ async fn put_parts(
     let mut left = layout.sealed_bytes();
     while let Some(part) = parts.recv().await {
         left -= part.len() as u64;
-        if let Err(error) = upload.put_part(PutPayload::from_bytes(part)).await {
+        if let Err(error) = upload.put_part(PutPayload::from_bytes(part.clone())).await {
             let _ = upload.abort().await;
             return Err(failed(error));
         }
+        // A backend that still holds it gets to keep it.
+        let _ = free.send(part.try_into_mut().unwrap_or_default());
     }
     if left > 0 {
         let _ = upload.abort().await;
@@ -232,33 +277,61 @@ async fn put_parts(
     upload.complete().await.map(drop).map_err(failed)
 }
 
-/// Looks at the length and the header of what is there, and gives back its first part.
-async fn check(
+/// Where the bytes of a stream come from.
+enum Source {
+    /// A file of this machine.
+    File(File),
+    /// Parts that are fetched.
+    Parts(mpsc::Receiver<Bytes>),
+}
+
+impl Source {
+    /// `None` when the parts end early, which somebody else explains.
+    fn next(&mut self, place: Range<u64>, freed: &Receiver<BytesMut>) -> Result<Option<BytesMut>> {
+        match self {
+            Self::Parts(parts) => Ok(parts.blocking_recv().map(BytesMut::from)),
+            Self::File(file) => {
+                let Ok(mut bytes) = freed.recv() else {
+                    return Ok(None);
+                };
+                bytes.resize(as_usize(place.clone()).len(), 0);
+                let read = file.read_exact_at(&mut bytes, place.start);
+                read.map(|()| Some(bytes))
+                    .map_err(|error| unread_file(&error))
+            }
+        }
+    }
+}
+
+/// Looks at the length and the header of what is there; gives back the file when it is one.
+async fn find(
     backend: &dyn ObjectStore,
     key: &StreamKey,
     entry: &Entry,
     path: &Path,
-) -> Result<Bytes> {
-    let found = backend.head(path).await.map_err(missing)?;
-    let end = part_bytes(entry.layout(), 0) as u64;
-    let part = match found.size.min(end) {
-        0 => Bytes::new(),
-        end => backend.get_range(path, 0..end).await.map_err(missing)?,
+) -> Result<Option<File>> {
+    let size = backend.head(path).await.map_err(missing)?.size;
+    if size == 0 {
+        return Err(too_short(size, entry));
+    }
+    let range = 0..size.min(HEADER_BYTES as u64);
+    let options = GetOptions::new().with_range(Some(range.clone()));
+    let found = backend.get_opts(path, options).await.map_err(missing)?;
+    let file = match &found.payload {
+        GetResultPayload::File(file, _) => Some(file.try_clone().map_err(|e| unread_file(&e))?),
+        GetResultPayload::Stream(_) => None,
     };
-    let expected = entry.layout().sealed_bytes();
-    let header = Header::read(&part);
-    if header != Some(entry.header()) && is_sealed_here(backend, key, path, found.size).await {
+    let header = Header::read(&found.bytes().await.map_err(missing)?);
+    let same = header == Some(entry.header());
+    if !same && is_sealed_here(backend, key, path, size).await {
         let fact = "another model lies where this one was stored";
         return Err(Error::new(Code::StoreSwapped, fact));
     }
-    if found.size < expected {
-        let fact = format!("a model has {} bytes, {expected} were stored", found.size);
-        return Err(Error::new(Code::StoreTruncated, fact));
+    match size.cmp(&entry.layout().sealed_bytes()) {
+        std::cmp::Ordering::Less => Err(too_short(size, entry)),
+        std::cmp::Ordering::Equal if same => Ok(file),
+        _ => Err(corrupt()),
     }
-    if header != Some(entry.header()) || found.size > expected {
-        return Err(corrupt());
-    }
-    Ok(part)
 }
 
 /// Whether a stream of ours begins there, whichever it is.
@@ -284,41 +357,36 @@ async fn get_parts(
     backend: &dyn ObjectStore,
     path: &Path,
     layout: Layout,
-    first: Bytes,
     to: &mpsc::Sender<Bytes>,
 ) -> Result<()> {
-    let mut start = first.len() as u64;
-    // Who does not take it says why.
-    if to.send(first).await.is_err() {
-        return Ok(());
-    }
-    while start < layout.sealed_bytes() {
-        let end = layout.sealed_bytes().min(start + PART_BYTES);
-        let part = backend.get_range(path, start..end).await.map_err(missing)?;
-        if (part.len() as u64) < end - start {
-            let fact = "a model became shorter while it was read";
-            return Err(Error::new(Code::StoreTruncated, fact));
+    for first in parts(layout) {
+        let place = part(layout, first);
+        let bytes = backend
+            .get_range(path, place.clone())
+            .await
+            .map_err(missing)?;
+        if bytes.len() < as_usize(place).len() {
+            return Err(became_shorter());
         }
-        if to.send(part).await.is_err() {
+        // Who takes it no more says why.
+        if to.send(bytes).await.is_err() {
             return Ok(());
         }
-        start = end;
     }
     Ok(())
 }
 
 fn open_parts(
     stream: &Stream,
-    mut from: mpsc::Receiver<Bytes>,
+    mut from: Source,
+    freed: &Receiver<BytesMut>,
     to: &SyncSender<Part>,
 ) -> Result<()> {
     let layout = stream.layout();
-    for first in (0..layout.segments()).step_by(PART_SEGMENTS as usize) {
-        let Some(part) = from.blocking_recv() else {
+    for first in parts(layout) {
+        let Some(mut bytes) = from.next(part(layout, first), freed)? else {
             return Ok(());
         };
-        // A copy only where the backend keeps the bytes, which the one in memory does.
-        let mut bytes = BytesMut::from(part);
         for (number, place) in segments(layout, first) {
             let opened = stream.open(number, &mut bytes[place]);
             opened.map_err(|NotAuthentic| corrupt())?;
@@ -330,49 +398,60 @@ fn open_parts(
     Ok(())
 }
 
-/// `None` when not everything came, which somebody else explains.
 fn write_parts<D: Destination>(
-    mut into: D,
     layout: Layout,
     from: &Receiver<Part>,
-    expected: Digest,
-) -> Result<Option<D::Whole>> {
-    let mut written = 0;
-    while let Ok(Part { first, bytes }) = from.recv() {
-        for (_, place) in segments(layout, first) {
-            let piece = &bytes[without_tag(place)];
-            into.write(piece)?;
-            written += piece.len() as u64;
+    mut into: D,
+    to: &SyncSender<Part>,
+) -> Result<D> {
+    while let Ok(part) = from.recv() {
+        for (_, place) in segments(layout, part.first) {
+            into.write(&part.bytes[without_tag(place)])?;
         }
-        if first + PART_SEGMENTS >= layout.segments() {
-            return finish(into, written, layout, expected);
-        }
+        to.send(part).map_err(|_| stopped())?;
     }
-    Ok(None)
+    Ok(into)
 }
 
-/// The seal holds already; this is against faults of ours.
-fn finish<D: Destination>(
-    into: D,
-    written: u64,
-    layout: Layout,
-    expected: Digest,
-) -> Result<Option<D::Whole>> {
-    let (digest, whole) = into.finish()?;
-    if digest != expected || written != layout.plain_bytes() {
-        let fact = format!("a model has {digest}, {expected} was stored");
-        return Err(Error::new(Code::StoreCorrupt, fact));
+fn digest_parts(layout: Layout, from: &Receiver<Part>, free: &Sender<BytesMut>) -> Digest {
+    let mut hash = Sha256::new();
+    while let Ok(Part { first, bytes }) = from.recv() {
+        for (_, place) in segments(layout, first) {
+            hash.update(&bytes[without_tag(place)]);
+        }
+        let _ = free.send(bytes);
     }
-    Ok(Some(whole))
+    Digest::from_bytes(hash.finalize().into())
 }
 
 fn missing(error: Backend) -> Error {
     match error {
-        Backend::NotFound { .. } => {
-            Error::new(Code::StoreContentMissing, "a model that is listed is not there")
-        }
+        Backend::NotFound { .. } => Error::new(
+            Code::StoreContentMissing,
+            "a model that is listed is not there",
+        ),
         error => unavailable("reading a model", &error),
     }
+}
+
+fn unread_file(error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => became_shorter(),
+        _ => Error::new(Code::StoreUnavailable, format!("reading a model: {error}")),
+    }
+}
+
+fn too_short(size: u64, entry: &Entry) -> Error {
+    let stored = entry.layout().sealed_bytes();
+    let fact = format!("a model has {size} bytes, {stored} were stored");
+    Error::new(Code::StoreTruncated, fact)
+}
+
+fn became_shorter() -> Error {
+    Error::new(
+        Code::StoreTruncated,
+        "a model became shorter while it was read",
+    )
 }
 
 fn corrupt() -> Error {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use blindai_core::Digest;
 use blindai_store::Store;
@@ -18,10 +18,14 @@ struct Life {
     or: Vec<&'static str>,
 }
 
-const LARGE: usize = 12 << 20;
+/// Of more than one part.
+static LARGE: LazyLock<Vec<u8>> = LazyLock::new(|| model(3, 6 << 20));
 
 async fn live(backend: Backend) -> Life {
-    let mut life = Life { acknowledged: vec!["kept"], or: vec!["kept"] };
+    let mut life = Life {
+        acknowledged: vec!["kept"],
+        or: vec!["kept"],
+    };
     let Ok(store) = Store::on(backend, key(), None).await else {
         return life;
     };
@@ -29,14 +33,17 @@ async fn live(backend: Backend) -> Life {
         life.or = after(step);
         let done = match step {
             0 => put(&store, "small", &model(2, 100)).await.is_ok(),
-            1 => put(&store, "large", &model(3, LARGE)).await.is_ok(),
+            1 => put(&store, "large", &LARGE).await.is_ok(),
             2 => {
                 let kept = support::named(&store, "kept").unwrap();
                 let bytes = model(4, 200);
                 let digest = Digest::of(&bytes);
                 let content = std::io::Cursor::new(bytes);
                 let record = json!({ "name": "new" });
-                store.replace(&[kept.id()], content, digest, 200, record).await.is_ok()
+                store
+                    .replace(&[kept.id()], content, digest, 200, record)
+                    .await
+                    .is_ok()
             }
             3 => {
                 let large = support::named(&store, "large").unwrap();
@@ -44,7 +51,10 @@ async fn live(backend: Backend) -> Life {
             }
             _ => {
                 let small = support::named(&store, "small").unwrap();
-                store.update(small.id(), json!({ "name": "renamed" })).await.is_ok()
+                store
+                    .update(small.id(), json!({ "name": "renamed" }))
+                    .await
+                    .is_ok()
             }
         };
         if !done {
@@ -67,7 +77,9 @@ fn after(step: usize) -> Vec<&'static str> {
 
 async fn begun() -> Backend {
     let backend: Backend = Arc::new(InMemory::new());
-    put(&open(&backend).await, "kept", &model(1, 100)).await.unwrap();
+    put(&open(&backend).await, "kept", &model(1, 100))
+        .await
+        .unwrap();
     backend
 }
 
@@ -75,7 +87,10 @@ async fn begun() -> Backend {
 async fn inspect(backend: &Backend, life: &Life, when: &str) {
     let store = open(backend).await;
     let found = names(&store);
-    assert!(found == life.acknowledged || found == life.or, "{when}: {found:?}");
+    assert!(
+        found == life.acknowledged || found == life.or,
+        "{when}: {found:?}"
+    );
     for entry in store.entries() {
         let bytes = read(&store, &entry).await;
         let bytes = bytes.unwrap_or_else(|error| panic!("{when}: {error}"));

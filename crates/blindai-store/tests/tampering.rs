@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use blindai_core::Code;
 use blindai_store::{Entry, Store, StoreKey};
+use object_store::ObjectStoreExt as _;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use support::{
     Backend, bytes, contents, manifests, model, named, open, put, read, refusal, try_open, write,
 };
@@ -37,7 +37,9 @@ async fn object_of(backend: &Backend, store: &Store, entry: &Entry) -> Path {
     for path in contents(backend).await {
         let whole = bytes(backend, &path).await;
         backend.delete(&path).await.unwrap();
-        let gone = read(store, entry).await.is_err_and(|e| e.code() == Code::StoreContentMissing);
+        let gone = read(store, entry)
+            .await
+            .is_err_and(|e| e.code() == Code::StoreContentMissing);
         write(backend, &path, whole).await;
         if gone {
             return path;
@@ -101,7 +103,11 @@ async fn every_bit_of_a_model_matters() {
             let mut changed = whole.clone();
             changed[at] ^= 1 << bit;
             write(&backend, &path, changed).await;
-            assert_eq!(code(&store, &a).await, Code::StoreCorrupt, "byte {at}, bit {bit}");
+            assert_eq!(
+                code(&store, &a).await,
+                Code::StoreCorrupt,
+                "byte {at}, bit {bit}"
+            );
         }
     }
     // The others are none the worse for it, also after a restart.
@@ -134,7 +140,14 @@ async fn a_large_model_cut_off_or_changed_around_its_borders_is_refused() {
     let whole = bytes(&backend, &path).await;
     let segment = 1 << 20;
     for border in (segment..whole.len()).step_by(segment) {
-        for length in [border - 17, border - 16, border - 1, border, border + 1, border + 16] {
+        for length in [
+            border - 17,
+            border - 16,
+            border - 1,
+            border,
+            border + 1,
+            border + 16,
+        ] {
             let length = length.min(whole.len() - 1);
             write(&backend, &path, whole[..length].to_vec()).await;
             assert_eq!(code(&store, &entry).await, Code::StoreTruncated, "{length}");

@@ -43,7 +43,12 @@ struct State {
 impl Faulty {
     pub fn new(inner: Backend, at: usize, fault: Fault) -> Self {
         let calls = AtomicUsize::new(0);
-        Self(Arc::new(State { inner, calls, at, fault }))
+        Self(Arc::new(State {
+            inner,
+            calls,
+            at,
+            fault,
+        }))
     }
 
     pub fn calls(&self) -> usize {
@@ -68,7 +73,10 @@ impl Faulty {
 }
 
 fn spoiled() -> Error {
-    Error::Generic { store: "faulty", source: "no answer".into() }
+    Error::Generic {
+        store: "faulty",
+        source: "no answer".into(),
+    }
 }
 
 impl fmt::Debug for Faulty {
@@ -94,7 +102,9 @@ impl ObjectStore for Faulty {
         path: &Path,
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let inner = self.call(self.0.inner.put_multipart_opts(path, opts)).await?;
+        let inner = self
+            .call(self.0.inner.put_multipart_opts(path, opts))
+            .await?;
         let faulty = self.clone();
         Ok(Box::new(Upload { inner, faulty }))
     }
@@ -119,7 +129,9 @@ impl ObjectStore for Faulty {
                 let inner = faulty.0.inner.clone();
                 let one = stream::once(async { Ok(path) }).boxed();
                 let mut deleted = inner.delete_stream(one);
-                faulty.call(async { deleted.next().await.expect("one path, one answer") }).await
+                faulty
+                    .call(async { deleted.next().await.expect("one path, one answer") })
+                    .await
             }
         });
         deleted.boxed()

@@ -1,4 +1,4 @@
-#![allow(dead_code, reason = "each test takes what it needs")]
+#![allow(dead_code, unused_imports, reason = "each test takes what it needs")]
 
 mod faulty;
 pub mod s3;
@@ -6,7 +6,7 @@ pub mod s3;
 use std::sync::Arc;
 
 use blindai_core::{Code, Digest, Error};
-use blindai_store::{Digesting, Entry, Store, StoreKey};
+use blindai_store::{Entry, Store, StoreKey};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::json;
@@ -40,11 +40,13 @@ pub async fn refusal(backend: &Backend) -> Code {
 pub async fn put(store: &Store, name: &str, bytes: &[u8]) -> Result<Arc<Entry>, Error> {
     let digest = Digest::of(bytes);
     let content = std::io::Cursor::new(bytes.to_vec());
-    store.put(content, digest, bytes.len() as u64, json!({ "name": name })).await
+    store
+        .put(content, digest, bytes.len() as u64, json!({ "name": name }))
+        .await
 }
 
 pub async fn read(store: &Store, entry: &Entry) -> Result<Vec<u8>, Error> {
-    store.read(entry, Digesting::new(Vec::new())).await
+    store.read(entry, Vec::new()).await
 }
 
 pub fn named(store: &Store, name: &str) -> Option<Arc<Entry>> {
@@ -54,13 +56,19 @@ pub fn named(store: &Store, name: &str) -> Option<Arc<Entry>> {
 
 pub fn names(store: &Store) -> Vec<String> {
     let entries = store.entries().into_iter();
-    entries.map(|entry| entry.record()["name"].as_str().unwrap().to_owned()).collect()
+    entries
+        .map(|entry| entry.record()["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 pub async fn objects(backend: &Backend) -> Vec<Path> {
     use futures_util::TryStreamExt as _;
-    let mut found: Vec<_> =
-        backend.list(None).map_ok(|object| object.location).try_collect().await.unwrap();
+    let mut found: Vec<_> = backend
+        .list(None)
+        .map_ok(|object| object.location)
+        .try_collect()
+        .await
+        .unwrap();
     found.sort();
     found
 }
@@ -78,7 +86,14 @@ pub async fn contents(backend: &Backend) -> Vec<Path> {
 }
 
 pub async fn bytes(backend: &Backend, path: &Path) -> Vec<u8> {
-    backend.get(path).await.unwrap().bytes().await.unwrap().to_vec()
+    backend
+        .get(path)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap()
+        .to_vec()
 }
 
 pub async fn write(backend: &Backend, path: &Path, bytes: Vec<u8>) {

@@ -33,7 +33,11 @@ struct Server {
 
 /// One for all tests of a process; it ends with its standard input, and so with the process.
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let program = "import sys, threading, os\n\
         from moto.server import main\n\
@@ -51,7 +55,10 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let mut server = Server { address, process };
     while request(&server.address, "GET /").is_none() {
         let ended = server.process.try_wait().unwrap();
-        assert!(ended.is_none(), "moto does not start: run tools/setup.sh test");
+        assert!(
+            ended.is_none(),
+            "moto does not start: run tools/setup.sh test"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     server
@@ -59,8 +66,9 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
 
 fn request(address: &str, line: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
-    let request =
-        format!("{line} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "{line} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
