@@ -160,6 +160,7 @@ class Models:
         *,
         name: str | None = None,
         version: str | None = None,
+        replace: bool = False,
         progress: bool | Progress | None = None,
     ) -> Model:
         """Sends an ONNX model; it is streamed, never in memory as a whole.
@@ -168,6 +169,8 @@ class Models:
             source: the path of the file, or the model itself as bytes.
             name: what to call it; the file's name without its extension by default.
             version: None for the server's next one.
+            replace: True takes the place of other content that the version holds. No request
+                fails meanwhile: each gets the old answer or the new one.
             progress: True or False for a bar on standard error, by default when that is a
                 terminal; or a function of the bytes sent so far and the bytes in all. It is called
                 from another thread; an exception in it ends the upload.
@@ -178,7 +181,8 @@ class Models:
         """
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
         native = self._client._native()
-        return self._keep(native.upload(name, version, path_or_bytes, callback), version)
+        sent = native.upload(name, version, replace, path_or_bytes, callback)
+        return self._keep(sent, version)
 
     def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

@@ -55,6 +55,7 @@ class Model:
         size_bytes: the size of the model file.
         engine: what runs it: ``onnxruntime`` or ``tract``.
         uploaded_at: when the upload was complete, UTC.
+        loaded: whether it is in memory; otherwise the next request for it waits until it is.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
     """
@@ -66,6 +67,7 @@ class Model:
     signature: Signature
     engine: str
     uploaded_at: datetime
+    loaded: bool = True
     metrics_slot: int | None = None
 
     @classmethod
@@ -79,6 +81,7 @@ class Model:
             signature=Signature(_specs(signature["inputs"]), _specs(signature["outputs"])),
             engine=info["engine"],
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
+            loaded=info.get("loaded", True),
             metrics_slot=info.get("metrics_slot"),
         )
 

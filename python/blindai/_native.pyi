@@ -33,7 +33,12 @@ class Client:
         self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
     ) -> list[_Tensor]: ...
     def upload(
-        self, name: str, version: str | None, source: str | bytes, progress: _Progress | None
+        self,
+        name: str,
+        version: str | None,
+        replace: bool,
+        source: str | bytes,
+        progress: _Progress | None,
     ) -> str: ...
     def models(self) -> str: ...
     def model(self, name: str, version: str | None) -> str: ...
@@ -48,7 +53,12 @@ class AsyncClient:
         self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
     ) -> Awaitable[list[_Tensor]]: ...
     def upload(
-        self, name: str, version: str | None, source: str | bytes, progress: _Progress | None
+        self,
+        name: str,
+        version: str | None,
+        replace: bool,
+        source: str | bytes,
+        progress: _Progress | None,
     ) -> Awaitable[str]: ...
     def models(self) -> Awaitable[str]: ...
     def model(self, name: str, version: str | None) -> Awaitable[str]: ...

@@ -155,12 +155,14 @@ class Models:
         *,
         name: str | None = None,
         version: str | None = None,
+        replace: bool = False,
         progress: bool | Progress | None = None,
     ) -> Model:
         """Sends an ONNX model; see `blindai.Models.upload`."""
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
         native = self._client._native()
-        return self._keep(await native.upload(name, version, path_or_bytes, callback), version)
+        sent = await native.upload(name, version, replace, path_or_bytes, callback)
+        return self._keep(sent, version)
 
     async def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

@@ -92,12 +92,13 @@ impl Client {
         py: Python<'_>,
         name: &str,
         version: Option<&str>,
+        replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let id = Id::parse(name, version)?;
-        self.events
-            .wait(py, verbs::upload(self.client.clone(), id, source, progress))
+        let upload = verbs::upload(self.client.clone(), id, replace, source, progress);
+        self.events.wait(py, upload)
     }
 
     fn models(&self, py: Python<'_>) -> PyResult<String> {
@@ -150,11 +151,13 @@ impl AsyncClient {
         py: Python<'py>,
         name: &str,
         version: Option<&str>,
+        replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        future_into_py(py, verbs::upload(self.0.clone(), id, source, progress))
+        let upload = verbs::upload(self.0.clone(), id, replace, source, progress);
+        future_into_py(py, upload)
     }
 
     fn models<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

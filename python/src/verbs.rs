@@ -119,6 +119,7 @@ pub enum Source {
 pub async fn upload(
     client: Client,
     id: Id,
+    replace: bool,
     source: Source,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
@@ -126,6 +127,7 @@ pub async fn upload(
         Source::Path(path) => Upload::file(&id.0, path),
         Source::Bytes(bytes) => Upload::bytes(&id.0, Bytes::from_owner(bytes)),
     };
+    upload = upload.replace(replace);
     if let Some(version) = id.1 {
         upload = upload.version(version);
     }

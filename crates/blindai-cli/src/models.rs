@@ -33,6 +33,9 @@ enum Command {
         /// The model's version; the next number by default.
         #[arg(long)]
         version: Option<ModelVersion>,
+        /// Replace what the version holds, while it goes on answering.
+        #[arg(long, requires = "version")]
+        replace: bool,
         #[command(flatten)]
         common: Common,
     },
@@ -81,8 +84,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             file,
             name,
             version,
+            replace,
             common,
-        } => upload(&file, name, version, &common)?,
+        } => upload(&file, name, version, replace, &common)?,
         Command::List { common } => list(&common)?,
         Command::Show { model, common } => show(&model, &common)?,
         Command::Delete { model, common } => delete(&model, &common)?,
@@ -94,13 +98,14 @@ fn upload(
     file: &Path,
     name: Option<ModelName>,
     version: Option<ModelVersion>,
+    replace: bool,
     common: &Common,
 ) -> Result<()> {
     let name = match name {
         Some(name) => name,
         None => name_of(file)?,
     };
-    let mut upload = Upload::file(&name, file);
+    let mut upload = Upload::file(&name, file).replace(replace);
     if let Some(version) = version {
         upload = upload.version(version);
     }

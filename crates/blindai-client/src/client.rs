@@ -192,7 +192,7 @@ impl Client {
     /// [`Code::ModelInvalid`](blindai_core::Code::ModelInvalid),
     /// [`Code::ModelExists`](blindai_core::Code::ModelExists) and others when it is refused.
     pub async fn upload(&self, upload: Upload) -> Result<ModelInfo, ClientError> {
-        let path = model_path(api::MODELS, &upload.name, upload.version.as_ref());
+        let path = upload.path();
         let (body, reading) = upload.start().await?;
         let answer = self.0.upload(&Head::new(Method::PUT, path), body).await;
         // When the file broke off, that is the reason, and the broken connection its consequence.
@@ -426,7 +426,7 @@ impl Shared {
     }
 }
 
-fn model_path(root: &str, name: &ModelName, version: Option<&ModelVersion>) -> String {
+pub(crate) fn model_path(root: &str, name: &ModelName, version: Option<&ModelVersion>) -> String {
     match version {
         Some(version) => format!("{root}/{name}/versions/{version}"),
         None => format!("{root}/{name}"),

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-use blindai_core::{Code, EngineKind, Error, Result, Signature};
+use blindai_core::{Code, Error, Result, Signature};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -66,13 +66,12 @@ impl Worker {
     /// What is wrong with the model, or what the system refuses.
     pub(crate) async fn start(
         options: &EngineOptions,
-        engine: EngineKind,
         library: Option<&OwnedFd>,
         nowhere: &Nowhere,
         model: &ModelFile,
     ) -> Result<(Self, Signature)> {
         let (mut worker, cancel) = Self::spawn(options, nowhere, &[]).await?;
-        worker.set_up(options, engine, library, model, &cancel)?;
+        worker.set_up(options, library, model, &cancel)?;
         drop(cancel);
         let timeout = options.load_timeout;
         match tokio::time::timeout(timeout, worker.receive()).await {
@@ -212,13 +211,12 @@ impl Worker {
     fn set_up(
         &self,
         options: &EngineOptions,
-        engine: EngineKind,
         library: Option<&OwnedFd>,
         model: &ModelFile,
         cancel: &OwnedFd,
     ) -> Result<()> {
         let setup = encode(&Setup {
-            engine,
+            engine: options.kind,
             threads: options.threads,
             spinning: options.spinning,
             memory_bytes: options.memory_bytes,

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blindai_core::{Code, EngineKind};
+#[cfg(feature = "tract")]
+use blindai_engine::ModelOptions;
 use blindai_engine::{Engine, EngineOptions, Isolation, LoadedModel};
 use object::{Object as _, ObjectSymbol as _};
 use rustix::process::{Pid, Signal};
@@ -321,7 +323,8 @@ async fn without_the_library_there_is_tract_and_nothing_else() {
     assert_eq!(options.onnxruntime, None);
     let engine = Engine::new(options).unwrap();
     let file = model_file(&model_bytes("identity_FP32"));
-    let error = engine.load_on(EngineKind::OnnxRuntime, file.clone()).await;
+    let own = EngineOptions::new("").of_a_model();
+    let error = engine.load_with(&own, file.clone()).await;
     assert_eq!(error.unwrap_err().code(), Code::Internal);
     let model = engine.load(file).await.unwrap();
     if let Some(maps) = visible(fs::read_to_string(proc(&model, "maps"))) {
@@ -337,7 +340,11 @@ async fn one_engine_runs_models_on_both() {
     let engine = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
     for kind in [EngineKind::OnnxRuntime, EngineKind::Tract] {
         let file = model_file(&model_bytes("identity_FP32"));
-        let model = engine.load_on(kind, file).await.unwrap();
+        let own = ModelOptions {
+            kind,
+            ..options(kind).of_a_model()
+        };
+        let model = engine.load_with(&own, file).await.unwrap();
         let uses_library = visible(fs::read_to_string(proc(&model, "maps")))
             .is_none_or(|maps| maps.contains("onnxruntime") == (kind == EngineKind::OnnxRuntime));
         assert!(uses_library, "{kind}");

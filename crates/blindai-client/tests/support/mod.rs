@@ -326,6 +326,7 @@ impl Server {
             signature: Signature::default(),
             engine: blindai_core::EngineKind::OnnxRuntime,
             uploaded_at: 0,
+            loaded: true,
             metrics_slot: None,
         };
         ok(serde_json::to_vec(&info).unwrap())

@@ -1,5 +1,7 @@
 //! What both spellings of the Open Inference Protocol do between decoding and encoding.
 
+use std::time::Instant;
+
 use blindai_core::oip::{
     self, EXTENSIONS, IndexEntry, InferRequest, InferResponse, ServerMetadata,
 };
@@ -46,28 +48,39 @@ pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
     Ok(service.list().iter().map(IndexEntry::new).collect())
 }
 
-/// Loads a model that is loaded, which is nothing to do: there is no repository to load others from.
+/// Brings the newest version of a model into memory, if it is not there.
 ///
 /// # Errors
 /// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] with parameters, which bring configuration
-/// and files.
-pub fn load(service: &Service, name: &str, with_parameters: bool) -> Result<()> {
-    let _admission = service.admit()?;
+/// and files; what keeps it from being loaded.
+pub async fn load(
+    service: &Service,
+    name: &str,
+    with_parameters: bool,
+    deadline: Instant,
+) -> Result<()> {
     if with_parameters {
         let fact = "a model cannot be loaded with parameters";
         return Err(upload_instead(Error::new(Code::MethodNotAllowed, fact)));
     }
-    let held = service.describe(name, None);
-    held.map(|_| ()).map_err(upload_instead)
+    let loaded = service.load(name, deadline).await;
+    loaded.map_err(|error| match error.code() {
+        Code::ModelNotFound => upload_instead(error),
+        _ => error,
+    })
 }
 
-/// Unloads nothing.
+/// Lets a model leave memory that can be read again.
 ///
 /// # Errors
-/// [`Code::MethodNotAllowed`]: models live in memory, so that to unload one would be to delete it,
-/// and its owner could not load it again.
-pub fn unload() -> Result<()> {
-    let fact = "models are not unloaded: they are kept nowhere to be loaded from again";
+/// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] when it lives in memory only, so that to unload
+/// it would be to delete it, and its owner could not load it again.
+pub fn unload(service: &Service, name: &str) -> Result<()> {
+    let _admission = service.admit()?;
+    if service.unload(name)? {
+        return Ok(());
+    }
+    let fact = "the model is not unloaded: it is kept nowhere to be loaded from again";
     Err(Error::new(Code::MethodNotAllowed, fact)
         .with_remedy("DELETE /v1/models/{name} deletes a model"))
 }

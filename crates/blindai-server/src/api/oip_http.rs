@@ -118,13 +118,16 @@ async fn load(
 ) -> Answer<StatusCode> {
     let admission = service.admit()?;
     let (body, _held) = collect(&service, &headers, body, admission.deadline).await?;
-    drop(admission);
-    oip::load(&service, &name, has_parameters(&body)?)?;
+    let with_parameters = has_parameters(&body)?;
+    oip::load(&service, &name, with_parameters, admission.deadline).await?;
     Ok(StatusCode::OK)
 }
 
-async fn unload() -> Answer<StatusCode> {
-    oip::unload()?;
+async fn unload(
+    State(service): State<Arc<Service>>,
+    Params(name): Params<String>,
+) -> Answer<StatusCode> {
+    oip::unload(&service, &name)?;
     Ok(StatusCode::OK)
 }
 

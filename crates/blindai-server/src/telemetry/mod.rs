@@ -8,6 +8,7 @@
 mod exposition;
 mod histogram;
 mod model;
+mod movement;
 mod port;
 mod request;
 mod traces;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use exposition::{Gauges, ModelGauges, exposition};
 use histogram::{Durations, durations};
 pub use model::{ModelMetrics, Slots};
+pub use movement::{Counts, LoadCause, UnloadCause};
 pub use port::{Metered, Port, PortCounters};
 pub use request::{Outcome, Requests, Watched, answered, computed, decoded, watch};
 pub use traces::{Endpoint, Exporter, TraceContext, Traces};
@@ -29,7 +31,9 @@ pub struct Telemetry {
     pub slots: Slots,
     pub attested: Arc<PortCounters>,
     pub public: Arc<PortCounters>,
-    pub loads: Durations,
+    pub load_times: Durations,
+    pub loads: Counts<LoadCause>,
+    pub unloads: Counts<UnloadCause>,
     pub uploaded_bytes: AtomicU64,
     pub traces: Option<Traces>,
     /// Whether anybody may ask for the metrics.
@@ -44,7 +48,9 @@ impl Telemetry {
             slots: Slots::default(),
             attested: Arc::default(),
             public: Arc::default(),
-            loads: durations(),
+            load_times: durations(),
+            loads: Counts::default(),
+            unloads: Counts::default(),
             uploaded_bytes: AtomicU64::new(0),
             traces,
             metrics,
@@ -59,9 +65,19 @@ impl Telemetry {
         }
     }
 
-    /// A model of `bytes` was loaded in this time.
-    pub fn loaded(&self, bytes: u64, took: Duration) {
+    /// A model was loaded in this time.
+    pub fn loaded(&self, cause: LoadCause, took: Duration) {
+        self.loads.add(cause);
+        self.load_times.record(took);
+    }
+
+    /// A model was uploaded and can answer.
+    pub fn uploaded(&self, bytes: u64) {
         self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.loads.record(took);
+    }
+
+    /// A model that can be read again has left memory.
+    pub fn unloaded(&self, cause: UnloadCause) {
+        self.unloads.add(cause);
     }
 }
