@@ -18,7 +18,13 @@ ALLOWED = {
     "blindai-store": {"blindai-core"},
     # Both ends fetch: the server to staple, the client to depend on nobody's stapling.
     "blindai-collateral": {"blindai-core"},
-    "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine", "blindai-collateral"},
+    "blindai-server": {
+        "blindai-core",
+        "blindai-tee",
+        "blindai-engine",
+        "blindai-store",
+        "blindai-collateral",
+    },
     "blindai-client": {"blindai-core", "blindai-verify", "blindai-collateral"},
     # One program for both ends; the engine is there because a worker is the same program, the
     # verifier because kept evidence is judged without a connection.

@@ -58,6 +58,8 @@ class Model:
         loaded: whether it is in memory; otherwise the next request for it waits until it is.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
+        kept: how the server keeps it over a restart: ``sealed`` by the platform, ``simulated``, which
+            protects nothing, or None: not at all.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Model:
     uploaded_at: datetime
     loaded: bool = True
     metrics_slot: int | None = None
+    kept: str | None = None
 
     @classmethod
     def _from_json(cls, info: dict[str, Any]) -> Model:
@@ -83,6 +86,7 @@ class Model:
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
             loaded=info.get("loaded", True),
             metrics_slot=info.get("metrics_slot"),
+            kept=info.get("kept"),
         )
 
 

@@ -30,6 +30,7 @@ pub struct Announcement<'a> {
     pub engine: &'a str,
     pub evidence: &'a str,
     pub workers: Barriers,
+    pub store: Option<&'a str>,
     pub configuration: Digest,
     pub simulated: bool,
 }
@@ -76,6 +77,9 @@ fn announce_text(it: &Announcement<'_>) {
     eprintln!("  engine         {}", it.engine);
     eprintln!("  evidence       {}", it.evidence);
     eprintln!("  workers        {}", it.workers);
+    if let Some(store) = it.store {
+        eprintln!("  store          {store}");
+    }
     eprintln!("  configuration  {}", it.configuration);
 }
 
@@ -90,6 +94,7 @@ fn announce_event(it: &Announcement<'_>) {
         engine = it.engine,
         evidence = it.evidence,
         workers = %it.workers,
+        store = it.store,
         configuration = %it.configuration,
         "started"
     );

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use blindai_core::{Code, Error, Result};
-use blindai_engine::{ModelFile, ModelWriter};
+use blindai_core::{Code, Digest, Error, Result};
+use blindai_engine::{ModelCopy, ModelFile, ModelWriter};
+use blindai_store::{Destination, Entry, Store};
 
 /// Where the content of a model is while it is not in memory.
 #[derive(Clone, Debug)]
@@ -13,6 +15,8 @@ pub enum Origin {
     /// A file that the configuration names. It is the host's, who may change it at any time: what was
     /// read is what counts, and its digest is compared.
     File(PathBuf),
+    /// The store, which gives out only what is authentic.
+    Stored(Store, Arc<Entry>),
 }
 
 impl Origin {
@@ -21,7 +25,10 @@ impl Origin {
     /// # Errors
     /// [`Code::ModelUnavailable`]
     pub async fn size_bytes(&self) -> Result<u64> {
-        let Self::File(path) = self;
+        let path = match self {
+            Self::File(path) => path,
+            Self::Stored(_, entry) => return Ok(entry.size_bytes()),
+        };
         let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
         match metadata.is_file() {
             true => Ok(metadata.len()),
@@ -33,12 +40,33 @@ impl Origin {
     /// Reads the content into sealed memory, `size_bytes` of it and no more: that much was reserved.
     ///
     /// # Errors
-    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more.
+    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more; those of the store.
     pub async fn read(&self, size_bytes: u64) -> Result<ModelFile> {
-        let Self::File(path) = self.clone();
+        let path = match self {
+            Self::File(path) => path.clone(),
+            Self::Stored(store, entry) => {
+                let copy = Copy(ModelCopy::new(size_bytes)?);
+                return store.read(entry, copy).await;
+            }
+        };
         let read = move || read_file(&path, size_bytes);
         let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|_| Err(unreadable("reading was given up")))
+    }
+}
+
+/// Of what the store gives out.
+struct Copy(ModelCopy);
+
+impl Destination for Copy {
+    type Whole = ModelFile;
+
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.0.write(piece)
+    }
+
+    fn finish(self, digest: Digest) -> Result<ModelFile> {
+        self.0.finish(digest)
     }
 }
 

@@ -38,6 +38,14 @@ pub enum Claim {
     Reserved(Place),
 }
 
+/// Versions of one name.
+pub struct Selection {
+    pub chosen: Vec<Arc<Model>>,
+    pub others: Vec<Arc<Model>>,
+    /// The last number that was given out under the name.
+    pub last: u64,
+}
+
 /// A name and version that is reserved while its model loads; dropping gives it up.
 pub struct Place {
     registry: Arc<Registry>,
@@ -113,27 +121,56 @@ impl Registry {
         named.map(|model| model.info.version.to_string()).collect()
     }
 
-    /// Takes out a version, or all versions of a name.
+    /// A version, or all versions of a name, and those that are left beside them.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`] when there was none.
-    pub fn remove(&self, name: &str, version: Option<&str>) -> Result<Vec<Arc<Model>>> {
-        let mut names = self.lock();
-        let key = names.keys().find(|key| key.as_str() == name).cloned();
-        let key = key.ok_or_else(|| not_found(name, version))?;
-        let slots = &mut names.entry(key.clone()).or_default().slots;
-        let named = |slot: &&mut Slot| version.is_none_or(|v| slot.version.as_str() == v);
-        let removed = slots.iter_mut().filter(named);
-        let removed: Vec<_> = removed.filter_map(|slot| slot.model.take()).collect();
-        // What is loading belongs to its uploader until it is ready.
-        slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
-        if slots.is_empty() {
-            names.remove(&key);
-        }
-        if removed.is_empty() {
+    /// [`Code::ModelNotFound`] when there is none.
+    pub fn select(&self, name: &str, version: Option<&str>) -> Result<Selection> {
+        let names = self.lock();
+        let versions = names.iter().find(|(key, _)| key.as_str() == name);
+        let (_, versions) = versions.ok_or_else(|| not_found(name, version))?;
+        let named = |model: &Arc<Model>| version.is_none_or(|v| model.info.version.as_str() == v);
+        let (chosen, others): (Vec<_>, Vec<_>) = versions.ready().cloned().partition(named);
+        if chosen.is_empty() {
             return Err(not_found(name, version));
         }
-        Ok(removed)
+        Ok(Selection {
+            chosen,
+            others,
+            last: versions.last,
+        })
+    }
+
+    /// Takes out these models, unless others have taken their places.
+    pub fn remove(&self, models: &[Arc<Model>]) {
+        let mut names = self.lock();
+        for model in models {
+            let Some(Versions { slots, .. }) = names.get_mut(&model.info.name) else {
+                continue;
+            };
+            for slot in slots.iter_mut() {
+                slot.model.take_if(|held| Arc::ptr_eq(held, model));
+            }
+            // What is loading belongs to its uploader until it is ready.
+            slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
+            if slots.is_empty() {
+                names.remove(&model.info.name);
+            }
+        }
+    }
+
+    /// Puts in a model that was kept; `last` is the last number that was given out under its name.
+    pub fn restore(&self, model: Arc<Model>, last: u64) {
+        let mut names = self.lock();
+        let versions = names.entry(model.info.name.clone()).or_default();
+        versions.last = versions.last.max(last);
+        let version = model.info.version.clone();
+        versions.slots.retain(|slot| slot.version != version);
+        versions.slots.push(Slot {
+            version,
+            model: Some(model),
+            coming: None,
+        });
     }
 
     /// Takes out everything.
@@ -160,6 +197,17 @@ impl Place {
     /// The version that is reserved.
     pub fn version(&self) -> &ModelVersion {
         &self.version
+    }
+
+    /// What answers in this place until it is filled, and the last number given out under the name.
+    pub fn before(&self) -> (Option<Arc<Model>>, u64) {
+        let names = self.registry.lock();
+        let Some(versions) = names.get(&self.name) else {
+            return (None, 0);
+        };
+        let mut slots = versions.slots.iter();
+        let slot = slots.find(|slot| slot.version == self.version);
+        (slot.and_then(|slot| slot.model.clone()), versions.last)
     }
 
     /// Puts the model in its place, from where requests find it: from now on all of them, while those
@@ -316,12 +364,19 @@ mod tests {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         };
         place.fill(Arc::new(Model::away(info))).unwrap();
     }
 
     fn put(registry: &Arc<Registry>, version: Option<&str>, content: &str) {
         fill(place(registry, version, content), content);
+    }
+
+    fn remove(registry: &Registry, version: Option<&str>) -> usize {
+        let models = registry.select("m", version).unwrap().chosen;
+        registry.remove(&models);
+        models.len()
     }
 
     fn answers(registry: &Registry, version: Option<&str>) -> Digest {
@@ -339,7 +394,7 @@ mod tests {
         put(&registry, None, "b");
         assert_eq!(answers(&registry, None), digest("b"));
         assert_eq!(answers(&registry, Some("1")), digest("a"));
-        registry.remove("m", Some("2")).unwrap();
+        remove(&registry, Some("2"));
         assert_eq!(answers(&registry, None), digest("a"));
         put(&registry, None, "c");
         assert_eq!(registry.versions("m"), ["1", "3"]);
@@ -403,7 +458,7 @@ mod tests {
         let registry = Arc::default();
         put(&registry, None, "a");
         let coming = place(&registry, Some("1"), "b");
-        assert_eq!(registry.remove("m", None).unwrap().len(), 1);
+        assert_eq!(remove(&registry, None), 1);
         assert!(registry.find("m", None).is_err());
         fill(coming, "b");
         assert_eq!(answers(&registry, Some("1")), digest("b"));

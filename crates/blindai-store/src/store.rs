@@ -142,7 +142,7 @@ impl Store {
         self.replace(&[], content, digest, size_bytes, record).await
     }
 
-    /// Puts a model and removes others, in one step.
+    /// Puts a model in the place of others, in one step.
     ///
     /// # Errors
     /// As [`put`](Self::put).
@@ -161,8 +161,10 @@ impl Store {
             let new = entry.clone();
             inner
                 .change(|mut entries| {
-                    entries.retain(|entry| !old.contains(&entry.id()));
-                    entries.push(new);
+                    let is_old = |entry: &Arc<Entry>| old.contains(&entry.id());
+                    let place = entries.iter().position(is_old).unwrap_or(entries.len());
+                    entries.insert(place, new);
+                    entries.retain(|entry| !is_old(entry));
                     Ok(entries)
                 })
                 .await?;
@@ -176,29 +178,25 @@ impl Store {
     /// # Errors
     /// [`Code::StoreUnavailable`], [`Code::StoreTaken`], [`Code::StoreRolledBack`].
     pub async fn remove(&self, ids: &[EntryId]) -> Result<()> {
-        let (inner, ids) = (self.0.clone(), ids.to_vec());
-        run(async move {
-            let keep = |mut entries: Vec<Arc<Entry>>| {
-                entries.retain(|entry| !ids.contains(&entry.id()));
-                Ok(entries)
-            };
-            inner.change(keep).await
-        })
-        .await
+        self.update(ids, Vec::new()).await
     }
 
-    /// Gives a model another record.
+    /// Removes models and gives others another record, in one step. It does not matter whether they
+    /// are there.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`], and as [`remove`](Self::remove).
-    pub async fn update(&self, id: EntryId, record: Value) -> Result<()> {
-        let inner = self.0.clone();
+    /// As [`remove`](Self::remove).
+    pub async fn update(&self, removed: &[EntryId], records: Vec<(EntryId, Value)>) -> Result<()> {
+        let (inner, removed) = (self.0.clone(), removed.to_vec());
         run(async move {
             let update = |mut entries: Vec<Arc<Entry>>| {
-                let entry = entries.iter_mut().find(|entry| entry.id() == id);
-                let gone = || Error::new(Code::ModelNotFound, "the store does not hold it");
-                let entry = entry.ok_or_else(gone)?;
-                *entry = Arc::new(entry.with_record(record));
+                entries.retain(|entry| !removed.contains(&entry.id()));
+                for (id, record) in records {
+                    let entry = entries.iter_mut().find(|entry| entry.id() == id);
+                    entry.into_iter().for_each(|entry| {
+                        *entry = Arc::new(entry.with_record(record.clone()));
+                    });
+                }
                 Ok(entries)
             };
             inner.change(update).await

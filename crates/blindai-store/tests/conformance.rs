@@ -135,7 +135,7 @@ async fn replacing_is_one_step(backend: Backend) {
         .await
         .unwrap();
     for store in [store, open(&backend).await] {
-        assert_eq!(names(&store), ["other", "new"]);
+        assert_eq!(names(&store), ["new", "other"]);
         assert_eq!(
             read(&store, &named(&store, "new").unwrap()).await.unwrap(),
             bytes
@@ -165,7 +165,10 @@ async fn records_change(backend: Backend) {
     let store = open(&backend).await;
     let entry = put(&store, "a", &model(1, 100)).await.unwrap();
     store
-        .update(entry.id(), json!({ "name": "b", "owner": "me" }))
+        .update(
+            &[],
+            vec![(entry.id(), json!({ "name": "b", "owner": "me" }))],
+        )
         .await
         .unwrap();
     for store in [store, open(&backend).await] {

@@ -52,7 +52,7 @@ async fn live(backend: Backend) -> Life {
             _ => {
                 let small = support::named(&store, "small").unwrap();
                 store
-                    .update(small.id(), json!({ "name": "renamed" }))
+                    .update(&[], vec![(small.id(), json!({ "name": "renamed" }))])
                     .await
                     .is_ok()
             }
@@ -69,9 +69,9 @@ fn after(step: usize) -> Vec<&'static str> {
     match step {
         0 => vec!["kept", "small"],
         1 => vec!["kept", "small", "large"],
-        2 => vec!["small", "large", "new"],
-        3 => vec!["small", "new"],
-        _ => vec!["renamed", "new"],
+        2 => vec!["new", "small", "large"],
+        3 => vec!["new", "small"],
+        _ => vec!["new", "renamed"],
     }
 }
 

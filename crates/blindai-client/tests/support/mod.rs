@@ -328,6 +328,7 @@ impl Server {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         };
         ok(serde_json::to_vec(&info).unwrap())
     }

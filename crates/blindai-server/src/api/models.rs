@@ -63,7 +63,7 @@ async fn delete(
     Params(name): Params<String>,
 ) -> Answer<Json<Deleted>> {
     let _admission = service.admit()?;
-    let deleted = service.delete(&name, None)?;
+    let deleted = service.delete(&name, None).await?;
     Ok(Json(Deleted { deleted }))
 }
 
@@ -72,7 +72,7 @@ async fn delete_version(
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<Deleted>> {
     let _admission = service.admit()?;
-    let deleted = service.delete(&name, Some(&version))?;
+    let deleted = service.delete(&name, Some(&version)).await?;
     Ok(Json(Deleted { deleted }))
 }
 
