@@ -58,8 +58,8 @@ class Model:
         loaded: whether it is in memory; otherwise the next request for it waits until it is.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
-        kept: how the server keeps it over a restart: ``sealed`` by the platform, ``simulated``, which
-            protects nothing, or None: not at all.
+        kept: how the server keeps it over a restart: ``sealed`` by the platform, ``simulated``,
+            which protects nothing, or None: not at all.
     """
 
     name: str

@@ -61,11 +61,10 @@ impl Location {
     }
 
     pub(crate) fn backend(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
-        let Self::Cloud(url) = self else {
-            let folder = self.folder().expect("what is not in a cloud is a folder");
-            return local(folder);
-        };
-        cloud(url, credentials)
+        match self {
+            Self::Folder(folder) => local(folder),
+            Self::Cloud(url) => cloud(url, credentials),
+        }
     }
 }
 
