@@ -8,6 +8,7 @@
 #   make bench   the speed of a request against the same model in process; PEERS=1 measures other
 #                servers too, which takes minutes to install
 #   make bench-verify   how long a verdict on evidence takes, and a receipt
+#   make bench-store    what sealing and loading a model costs, beside reading and digesting it
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 #   make dist    what a release consists of, in target/dist: the program as others can build it, too,
 #                the engine, the list of contents, man pages and completions, the wheel, digests
@@ -21,7 +22,7 @@ LIBRARY := libonnxruntime.so.1.28.0
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test soak lint bench bench-verify build dist setup python clean
+.PHONY: demo test soak lint bench bench-verify bench-store build dist setup python clean
 
 build: setup
 	BLINDAI_COMMIT=$$(tools/reproduce.sh commit) cargo build --release --locked -p blindai-cli
@@ -55,7 +56,7 @@ test:
 soak: build
 	$(MAKE) --no-print-directory python PROFILE=release
 	BLINDAI_BIN=target/release/blindai BLINDAI_SOAK=1 BLINDAI_FAULT_SECONDS=60 \
-		$(PYTHON) -m pytest tests/test_overload.py tests/test_faults.py tests/test_hostile_models.py
+		$(PYTHON) -m pytest tests/test_overload.py tests/test_faults.py tests/test_hostile_models.py tests/test_store.py
 
 lint: setup
 	cargo fmt --all --check
@@ -74,6 +75,9 @@ bench: build
 
 bench-verify:
 	cargo bench --locked -p blindai-verify --bench verify --bench receipt
+
+bench-store:
+	cargo bench --locked -p blindai-store --bench store
 
 # The Python package, into the virtual environment.
 python:

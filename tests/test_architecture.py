@@ -14,9 +14,17 @@ ALLOWED = {
     "blindai-tee": {"blindai-core"},
     "blindai-verify": {"blindai-core"},
     "blindai-engine": {"blindai-core"},
+    # Its keys come in as an argument: it knows nothing of platforms.
+    "blindai-store": {"blindai-core"},
     # Both ends fetch: the server to staple, the client to depend on nobody's stapling.
     "blindai-collateral": {"blindai-core"},
-    "blindai-server": {"blindai-core", "blindai-tee", "blindai-engine", "blindai-collateral"},
+    "blindai-server": {
+        "blindai-core",
+        "blindai-tee",
+        "blindai-engine",
+        "blindai-store",
+        "blindai-collateral",
+    },
     "blindai-client": {"blindai-core", "blindai-verify", "blindai-collateral"},
     # One program for both ends; the engine is there because a worker is the same program, the
     # verifier because kept evidence is judged without a connection.

@@ -61,6 +61,8 @@ class Model:
         loaded: whether it is in memory; otherwise the next request for it waits until it is.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
+        kept: how the server keeps it over a restart: ``sealed`` by the platform, ``simulated``,
+            which protects nothing, or None: not at all.
         receipt: the receipt of its upload, when one was asked for.
     """
 
@@ -73,6 +75,7 @@ class Model:
     uploaded_at: datetime
     loaded: bool = True
     metrics_slot: int | None = None
+    kept: str | None = None
     receipt: Receipt | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -88,6 +91,7 @@ class Model:
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
             loaded=info.get("loaded", True),
             metrics_slot=info.get("metrics_slot"),
+            kept=info.get("kept"),
         )
 
 

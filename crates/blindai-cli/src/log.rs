@@ -31,6 +31,7 @@ pub struct Announcement<'a> {
     pub evidence: &'a str,
     pub workers: Barriers,
     pub access: &'a str,
+    pub store: Option<&'a str>,
     pub configuration: Digest,
     pub simulated: bool,
 }
@@ -78,6 +79,9 @@ fn announce_text(it: &Announcement<'_>) {
     eprintln!("  evidence       {}", it.evidence);
     eprintln!("  workers        {}", it.workers);
     eprintln!("  access         {}", it.access);
+    if let Some(store) = it.store {
+        eprintln!("  store          {store}");
+    }
     eprintln!("  configuration  {}", it.configuration);
 }
 
@@ -93,6 +97,7 @@ fn announce_event(it: &Announcement<'_>) {
         evidence = it.evidence,
         workers = %it.workers,
         access = it.access,
+        store = it.store,
         configuration = %it.configuration,
         "started"
     );

@@ -144,7 +144,10 @@ fn list(common: &Common) -> Result<()> {
     let models = common.connection.open()?.models()?;
     match common.json {
         true => output::print_json(&json!({ "models": models })),
-        false => output::print(output::models(&models)),
+        false => {
+            let (table, warning) = (output::models(&models), output::warning(&models));
+            output::print(format!("{table}{warning}"));
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use blindai_client::{ClientError, ErrorKind as Class};
 use blindai_core::{
-    Collateral, Evidence, ModelInfo, Signature, Tee, TensorSpec, is_steering, printable,
+    Collateral, Evidence, Kept, ModelInfo, Signature, Tee, TensorSpec, is_steering, printable,
 };
 use blindai_verify::Rejection;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -100,6 +100,17 @@ pub fn models(models: &[ModelInfo]) -> Table {
     table
 }
 
+/// What is to be said under a list of models.
+pub fn warning(models: &[ModelInfo]) -> &'static str {
+    match models
+        .iter()
+        .any(|model| model.kept == Some(Kept::Simulated))
+    {
+        true => "\nThe sealing of these models is simulated and protects nothing.",
+        false => "",
+    }
+}
+
 /// All about one model.
 pub fn model(model: &ModelInfo) -> String {
     let slot = model.metrics_slot;
@@ -110,8 +121,13 @@ pub fn model(model: &ModelInfo) -> String {
         true => "",
         false => ", out of memory until the next request",
     };
+    let kept = match model.kept {
+        None => "",
+        Some(Kept::Sealed) => "kept, sealed by the platform\n",
+        Some(Kept::Simulated) => "kept; the sealing is simulated and protects nothing\n",
+    };
     let head = format!(
-        "{} version {}\n{}, {}, on {}{away}\n{slot}",
+        "{} version {}\n{}, {}, on {}{away}\n{kept}{slot}",
         model.name,
         model.version,
         model.digest,

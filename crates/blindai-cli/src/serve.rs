@@ -16,6 +16,7 @@ const EXIT_ENGINE: u8 = 4;
 const EXIT_LISTEN: u8 = 5;
 const EXIT_ATTESTATION: u8 = 6;
 const EXIT_MODEL: u8 = 7;
+const EXIT_STORE: u8 = 8;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -109,6 +110,7 @@ fn announce(config: &Config, server: &Server) {
             evidence: server.description(),
             workers: server.barriers(),
             access: &config.access.describe(),
+            store: server.store(),
             configuration: config.digest(),
             simulated: config.tee.simulation.is_some(),
         },
@@ -159,6 +161,7 @@ fn exit_code(kind: StartKind) -> u8 {
         StartKind::Listen => EXIT_LISTEN,
         StartKind::Attestation => EXIT_ATTESTATION,
         StartKind::Model => EXIT_MODEL,
+        StartKind::Store => EXIT_STORE,
     }
 }
 

@@ -59,7 +59,7 @@ fn a_guest_is_verified_with_the_certificates_of_its_host() {
 #[test]
 fn a_tee_that_was_named_is_not_replaced_by_another() {
     let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
-    let (child, folder) = spawn(GUEST, guest.path(), "gramine", None);
+    let (child, folder) = spawn(GUEST, guest.path(), "gramine", None, "");
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(6), "{text}");
@@ -68,10 +68,43 @@ fn a_tee_that_was_named_is_not_replaced_by_another() {
     drop(folder);
 }
 
+#[test]
+fn models_are_sealed_by_the_key_of_the_device() {
+    let enclave = gramine::Gramine::mount(platform(Measurement::MrEnclave([0xab; 32])));
+    let collateral = enclave.tree.platform().collateral().unwrap();
+    let device = enclave.path();
+    let mut server = Server::start_with(ENCLAVE, device, "auto", collateral.as_ref(), STORE);
+    let mut line = String::new();
+    while !line.trim().starts_with("store ") {
+        line.clear();
+        assert_ne!(server.log.read_line(&mut line).unwrap(), 0);
+    }
+    assert!(line.contains("sealed to sgx mrenclave"), "{line}");
+    let store = server.folder.path().join("store");
+    let manifest = store.join("manifest-00000000000000000001");
+    assert!(fs::read(manifest).unwrap().starts_with(b"BlindAI store\0"));
+}
+
+#[test]
+fn a_trust_domain_has_no_key_and_says_so() {
+    let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
+    let (child, folder) = spawn(GUEST, guest.path(), "tsm", None, STORE);
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(8), "{text}");
+    assert!(
+        text.contains("no-sealing-key: tdx has no sealing key"),
+        "{text}"
+    );
+    assert!(!folder.path().join("store").exists());
+}
+
+const STORE: &str = "[store]\nlocation = 'store'\n";
+
 struct Server {
     child: Child,
     /// Kept open: a server that cannot write its log ends.
-    _log: BufReader<ChildStderr>,
+    log: BufReader<ChildStderr>,
     address: String,
     folder: tempfile::TempDir,
 }
@@ -83,12 +116,22 @@ impl Server {
         provider: &str,
         collateral: Option<&Collateral>,
     ) -> Self {
-        let (mut child, folder) = spawn(namespace, device, provider, collateral);
+        Self::start_with(namespace, device, provider, collateral, "")
+    }
+
+    fn start_with(
+        namespace: &str,
+        device: &Path,
+        provider: &str,
+        collateral: Option<&Collateral>,
+        more: &str,
+    ) -> Self {
+        let (mut child, folder) = spawn(namespace, device, provider, collateral, more);
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let address = attested_address(&mut log);
         Self {
             child,
-            _log: log,
+            log,
             address,
             folder,
         }
@@ -132,6 +175,7 @@ fn spawn(
     device: &Path,
     provider: &str,
     collateral: Option<&Collateral>,
+    more: &str,
 ) -> (Child, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut config = format!(
@@ -144,6 +188,7 @@ fn spawn(
         fs::write(folder.path().join("collateral.json"), json).unwrap();
         config += "[collateral]\nsource = 'collateral.json'\n";
     }
+    config += more;
     fs::write(folder.path().join("blindai.toml"), config).unwrap();
     let child = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-ec", namespace])

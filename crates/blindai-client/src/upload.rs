@@ -226,6 +226,7 @@ mod tests {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         }
     }
 

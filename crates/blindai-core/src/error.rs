@@ -253,6 +253,28 @@ codes! {
     DeadlineExceeded = "deadline-exceeded", Timeout, "send a smaller batch, or raise limits.request_seconds";
     /// The server is starting or stopping.
     NotReady = "not-ready", Unavailable, "try again later";
+    /// The platform has no key to seal with.
+    NoSealingKey = "no-sealing-key", Unavailable, "leave [store] out here: nothing is kept then; or get the key from a key broker that attests";
+    /// What is stored was sealed by other code or another machine.
+    StoreSealedElsewhere = "store-sealed-elsewhere", Internal, "run the code and the machine that sealed it, or name an empty location and upload again";
+    /// A file of the store is shorter than it was.
+    StoreTruncated = "store-truncated", Internal, "restore the store as it was, or upload the model again";
+    /// A file of the store is authentic, and not the one that belongs there.
+    StoreSwapped = "store-swapped", Internal, "somebody exchanged files of the store: restore it as it was, or upload the model again";
+    /// A file of the store was changed.
+    StoreCorrupt = "store-corrupt", Internal, "restore the store as it was, or upload the model again";
+    /// The store is older than one that was seen before.
+    StoreRolledBack = "store-rolled-back", Internal, "somebody put an old store back: restore the newest; only who means to go back removes the file store.seen";
+    /// There are models in the store, but nothing that lists them.
+    StoreManifestMissing = "store-manifest-missing", Internal, "restore the store as it was, or name an empty location and upload again";
+    /// A model that is listed is not in the store.
+    StoreContentMissing = "store-content-missing", Internal, "restore the store as it was, or upload the model again";
+    /// A store, or a version of its format, that this program does not know.
+    StoreFormat = "store-format", Internal, "run the version that wrote it, or newer; a folder of something else is none";
+    /// Another server has opened the store since.
+    StoreTaken = "store-taken", Unavailable, "let one server use the store: stop the other, then start this one again";
+    /// The store does not answer.
+    StoreUnavailable = "store-unavailable", Unavailable, "see whether the store can be reached and its disk has room, then try again";
     /// The content of a model that had left memory cannot be read again.
     ModelUnavailable = "model-unavailable", Unavailable, "have the operator put the model's file back";
     /// A fault of the server.

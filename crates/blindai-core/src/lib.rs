@@ -34,7 +34,7 @@ pub use evidence::{
     CMW_OID, Collateral, CollateralState, CollateralStatus, DcapCollateral, Evidence,
     EvidenceDocument, EvidenceError, RA_TLS_OID, Seen, SnpCollateral, Tee,
 };
-pub use model::{Dim, EngineKind, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
+pub use model::{Dim, EngineKind, Kept, ModelInfo, ModelName, ModelVersion, Signature, TensorSpec};
 pub use tensor::{DType, NamedTensor, Shape, Tensor};
 pub use text::{is_steering, printable};
 pub use token::Token;

@@ -275,6 +275,29 @@ pub struct ModelInfo {
     /// not name it. `None` where there are no metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_slot: Option<u32>,
+    /// Whether it is there after a restart, and what keeps it. `None` where it is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// How a model is kept at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// Sealed by the platform.
+    Sealed,
+    /// Sealed by a simulation, whose key lies in a file: it protects nothing.
+    Simulated,
+}
+
+impl Kept {
+    /// As it stands in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sealed => "sealed",
+            Self::Simulated => "simulated",
+        }
+    }
 }
 
 /// Of servers that say nothing of it: what they hold is in memory.

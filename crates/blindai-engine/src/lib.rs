@@ -58,7 +58,7 @@ mod worker;
 pub use blindai_core::EngineKind;
 pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages, TRACT};
 pub use isolation::{Barriers, Isolation};
-pub use model_file::{ModelFile, ModelWriter};
+pub use model_file::{ModelCopy, ModelFile, ModelReader, ModelWriter};
 pub use options::{Batching, EngineOptions, ModelOptions, WorkerCommand};
 pub use queue::Caller;
 pub use runtime::ONNXRUNTIME_SHA256;

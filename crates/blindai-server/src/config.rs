@@ -21,8 +21,10 @@ use crate::access::AccessConfig;
 use crate::telemetry::Endpoint;
 
 mod models;
+mod store;
 
 pub use models::{ModelConfig, options};
+pub use store::{SealTo, StoreConfig};
 
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;
@@ -41,6 +43,7 @@ pub struct Config {
     pub access: AccessConfig,
     pub engine: EngineConfig,
     pub models: Vec<ModelConfig>,
+    pub store: StoreConfig,
     pub limits: Limits,
     pub log: Log,
     pub metrics: MetricsConfig,
@@ -313,6 +316,13 @@ impl Config {
                 }),
             }),
             models: Vec::new(),
+            store: root.section("store", |s| StoreConfig {
+                location: s.optional("location"),
+                seal_to: s.get("seal_to", SealTo::Enclave),
+                seen: s.optional("seen"),
+                credentials: s.optional("credentials"),
+                simulated_key: s.get("simulated_key", "simulated-sealing.key".into()),
+            }),
             limits: root.section("limits", Limits::read),
             log: root.section("log", |s| Log {
                 format: s.get("format", LogFormat::Text),
@@ -341,6 +351,7 @@ impl Config {
             errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
         }
         errors.extend(self.contradictory_models());
+        errors.extend(self.store.contradictions());
         if let Some(Err(fact)) = self.traces.endpoint.as_deref().map(Endpoint::parse) {
             errors.push(format!("traces.endpoint: {fact}"));
         }

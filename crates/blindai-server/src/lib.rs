@@ -24,6 +24,7 @@ mod residency;
 pub mod service;
 mod start;
 mod statistics;
+mod storage;
 mod telemetry;
 mod tls;
 

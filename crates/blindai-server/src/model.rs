@@ -84,22 +84,35 @@ impl Model {
         }
     }
 
-    /// A model that is out of memory, for tests without an engine.
+    /// A model that is out of memory, and takes so many `bytes` in it.
+    pub fn stored(
+        info: ModelInfo,
+        metrics: Arc<ModelMetrics>,
+        options: ModelOptions,
+        origin: Origin,
+        bytes: u64,
+    ) -> Self {
+        let residence = Residence {
+            presence: Presence::Away,
+            used: Instant::now(),
+            bytes,
+        };
+        Self {
+            info,
+            metrics,
+            statistics: Statistics::default(),
+            options,
+            origin: Some(origin),
+            residence: Mutex::new(residence),
+        }
+    }
+
+    /// The same, for tests without an engine.
     #[cfg(test)]
     pub fn away(info: ModelInfo) -> Self {
-        let config = crate::Config::default();
-        Self {
-            metrics: crate::telemetry::Slots::default().take(),
-            statistics: Statistics::default(),
-            options: config.model_options(&info.name, &info.version),
-            origin: Some(Origin::File("/nowhere".into())),
-            residence: Mutex::new(Residence {
-                presence: Presence::Away,
-                used: Instant::now(),
-                bytes: 0,
-            }),
-            info,
-        }
+        let options = crate::Config::default().model_options(&info.name, &info.version);
+        let metrics = crate::telemetry::Slots::default().take();
+        Self::stored(info, metrics, options, Origin::File("/nowhere".into()), 0)
     }
 
     /// What is said of it.
@@ -266,6 +279,7 @@ mod tests {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         }))
     }
 

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use blindai_core::{Code, Error, Result};
-use blindai_engine::{ModelFile, ModelWriter};
+use blindai_core::{Code, Digest, Error, Result};
+use blindai_engine::{ModelCopy, ModelFile, ModelWriter};
+use blindai_store::{Destination, Entry, Store};
 use rustix::fs::OFlags;
 use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 
 /// Where the content of a model is while it is not in memory.
 #[derive(Clone, Debug)]
@@ -15,12 +17,19 @@ pub enum Origin {
     /// A file that the configuration names. It is the host's, who may change it at any time: what was
     /// read is what counts, and its digest is compared.
     File(PathBuf),
+    /// The store, which gives out only what is authentic.
+    Stored(Store, Arc<Entry>),
 }
 
 /// Content that is about to be read.
 pub struct Content {
-    reader: Box<dyn AsyncRead + Send + Unpin>,
+    source: Source,
     size_bytes: u64,
+}
+
+enum Source {
+    File(File),
+    Stored(Store, Arc<Entry>),
 }
 
 impl Origin {
@@ -29,11 +38,12 @@ impl Origin {
     /// # Errors
     /// [`Code::ModelUnavailable`]
     pub async fn open(&self) -> Result<Content> {
-        let Self::File(path) = self;
-        let (file, size_bytes) = open_file(path).await?;
-        Ok(Content {
-            reader: Box::new(file),
-            size_bytes,
+        Ok(match self {
+            Self::File(path) => open_file(path).await?,
+            Self::Stored(store, entry) => Content {
+                size_bytes: entry.size_bytes(),
+                source: Source::Stored(store.clone(), entry.clone()),
+            },
         })
     }
 }
@@ -47,20 +57,45 @@ impl Content {
     /// Reads it into sealed memory, as much as was said and no more: that much was reserved.
     ///
     /// # Errors
-    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more.
-    pub async fn read(mut self) -> Result<ModelFile> {
-        let mut writer = ModelWriter::new(self.size_bytes)?;
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            match self.reader.read(&mut piece).await.map_err(unreadable)? {
-                0 => return writer.finish(),
-                length => writer.write(&piece[..length])?,
+    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more; those of the store.
+    pub async fn read(self) -> Result<ModelFile> {
+        match self.source {
+            Source::File(file) => read_file(file, self.size_bytes).await,
+            Source::Stored(store, entry) => {
+                let copy = Copy(ModelCopy::new(self.size_bytes)?);
+                store.read(&entry, copy).await
             }
         }
     }
 }
 
-async fn open_file(path: &Path) -> Result<(File, u64)> {
+/// Of what the store gives out.
+struct Copy(ModelCopy);
+
+impl Destination for Copy {
+    type Whole = ModelFile;
+
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.0.write(piece)
+    }
+
+    fn finish(self, digest: Digest) -> Result<ModelFile> {
+        self.0.finish(digest)
+    }
+}
+
+async fn read_file(mut file: File, size_bytes: u64) -> Result<ModelFile> {
+    let mut writer = ModelWriter::new(size_bytes)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match file.read(&mut piece).await.map_err(unreadable)? {
+            0 => return writer.finish(),
+            length => writer.write(&piece[..length])?,
+        }
+    }
+}
+
+async fn open_file(path: &Path) -> Result<Content> {
     // A pipe would keep us waiting for somebody to write to it, a device might never end.
     let flags = OFlags::NONBLOCK.bits() as i32;
     let mut options = OpenOptions::new();
@@ -68,7 +103,10 @@ async fn open_file(path: &Path) -> Result<(File, u64)> {
     let file = opened.map_err(unreadable)?;
     let metadata = file.metadata().await.map_err(unreadable)?;
     match metadata.is_file() {
-        true => Ok((file, metadata.len())),
+        true => Ok(Content {
+            source: Source::File(file),
+            size_bytes: metadata.len(),
+        }),
         false => Err(unreadable("it is not a file")),
     }
 }

@@ -47,6 +47,24 @@ pub enum Claim {
     Reserved(Place),
 }
 
+/// Versions of one name.
+pub struct Selection {
+    pub chosen: Vec<Arc<Model>>,
+    pub others: Vec<Arc<Model>>,
+    /// The last number that was given out under the name.
+    pub last: u64,
+}
+
+/// A name and version before its place is filled.
+pub struct Before {
+    /// What answers there.
+    pub model: Option<Arc<Model>>,
+    /// The last number that was given out under the name.
+    pub last: u64,
+    /// Whose the name is.
+    pub owner: Owner,
+}
+
 /// A name and version that is reserved while its model loads; dropping gives it up.
 pub struct Place {
     registry: Arc<Registry>,
@@ -154,38 +172,64 @@ impl Registry {
         named.map(|model| model.info.version.to_string()).collect()
     }
 
-    /// Takes out a version, or all versions of a name.
+    /// A version, or all versions of a name, and those that are left beside them.
     ///
     /// # Errors
-    /// [`Code::ModelNotFound`] when there was none that the principal may use, [`Code::Forbidden`]
-    /// when it is not the principal's.
-    pub fn remove(
+    /// [`Code::ModelNotFound`] when there is none that the principal may use, [`Code::Forbidden`]
+    /// when it is not the principal's to have leave.
+    pub fn select(
         &self,
         principal: &Principal,
         name: &str,
         version: Option<&str>,
-    ) -> Result<Vec<Arc<Model>>> {
-        let mut names = self.lock();
-        let seen = names
-            .iter_mut()
-            .filter(|(key, of)| principal.sees(key, &of.owner));
-        let mut called = seen.filter(|(key, _)| key.as_str() == name);
-        let found = called.next().map(|(key, versions)| (key.clone(), versions));
-        let (key, versions) = found.ok_or_else(|| not_found(name, version))?;
-        principal.check_manages(&key, Some(&versions.owner))?;
-        let slots = &mut versions.slots;
-        let named = |slot: &&mut Slot| version.is_none_or(|v| slot.version.as_str() == v);
-        let removed = slots.iter_mut().filter(named);
-        let removed: Vec<_> = removed.filter_map(|slot| slot.model.take()).collect();
-        // What is loading belongs to its uploader until it is ready.
-        slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
-        if slots.is_empty() {
-            names.remove(&key);
-        }
-        if removed.is_empty() {
+    ) -> Result<Selection> {
+        let names = self.lock();
+        let mut called = seen_by(principal, &names).filter(|(key, _)| key.as_str() == name);
+        let (key, versions) = called.next().ok_or_else(|| not_found(name, version))?;
+        principal.check_manages(key, Some(&versions.owner))?;
+        let named = |model: &Arc<Model>| version.is_none_or(|v| model.info.version.as_str() == v);
+        let (chosen, others): (Vec<_>, Vec<_>) = versions.ready().cloned().partition(named);
+        if chosen.is_empty() {
             return Err(not_found(name, version));
         }
-        Ok(removed)
+        Ok(Selection {
+            chosen,
+            others,
+            last: versions.last,
+        })
+    }
+
+    /// Takes out these models, unless others have taken their places.
+    pub fn remove(&self, models: &[Arc<Model>]) {
+        let mut names = self.lock();
+        for model in models {
+            let Some(Versions { slots, .. }) = names.get_mut(&model.info.name) else {
+                continue;
+            };
+            for slot in slots.iter_mut() {
+                slot.model.take_if(|held| Arc::ptr_eq(held, model));
+            }
+            // What is loading belongs to its uploader until it is ready.
+            slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
+            if slots.is_empty() {
+                names.remove(&model.info.name);
+            }
+        }
+    }
+
+    /// Puts in a model that was kept; `last` is the last number that was given out under its name.
+    pub fn restore(&self, model: Arc<Model>, owner: Owner, last: u64) {
+        let mut names = self.lock();
+        let versions = names.entry(model.info.name.clone());
+        let versions = versions.or_insert_with(|| Versions::new(owner));
+        versions.last = versions.last.max(last);
+        let version = model.info.version.clone();
+        versions.slots.retain(|slot| slot.version != version);
+        versions.slots.push(Slot {
+            version,
+            model: Some(model),
+            coming: None,
+        });
     }
 
     /// Takes out everything.
@@ -214,6 +258,22 @@ impl Place {
         &self.version
     }
 
+    /// What there is until it is filled.
+    ///
+    /// # Errors
+    /// [`Code::NotReady`] when the server has let go of everything in the meantime.
+    pub fn before(&self) -> Result<Before> {
+        let names = self.registry.lock();
+        let versions = names.get(&self.name).ok_or_else(stopping)?;
+        let mut slots = versions.slots.iter();
+        let slot = slots.find(|slot| slot.version == self.version);
+        Ok(Before {
+            model: slot.and_then(|slot| slot.model.clone()),
+            last: versions.last,
+            owner: versions.owner.clone(),
+        })
+    }
+
     /// Puts the model in its place, from where requests find it: from now on all of them, while those
     /// that found what was there before end with that.
     ///
@@ -226,8 +286,7 @@ impl Place {
             .into_iter()
             .flat_map(|v| &mut v.slots);
         let slot = slots.find(|slot| slot.version == self.version);
-        let gone = || Error::new(Code::NotReady, "the server is stopping");
-        let slot = slot.ok_or_else(gone)?;
+        let slot = slot.ok_or_else(stopping)?;
         slot.coming = None;
         slot.model = Some(model);
         self.filled = true;
@@ -355,6 +414,10 @@ impl Slot {
     }
 }
 
+fn stopping() -> Error {
+    Error::new(Code::NotReady, "the server is stopping")
+}
+
 fn not_found(name: &str, version: Option<&str>) -> Error {
     let fact = match version {
         Some(version) => format!("there is no model {name:?} in version {version:?}"),
@@ -409,12 +472,22 @@ mod tests {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         };
         place.fill(Arc::new(Model::away(info))).unwrap();
     }
 
     fn put(registry: &Arc<Registry>, version: Option<&str>, content: &str) {
         fill(place(registry, version, content), content);
+    }
+
+    fn remove(registry: &Registry, version: Option<&str>) -> usize {
+        let models = registry
+            .select(&Principal::operator(), "m", version)
+            .unwrap()
+            .chosen;
+        registry.remove(&models);
+        models.len()
     }
 
     fn answers(registry: &Registry, version: Option<&str>) -> Digest {
@@ -436,9 +509,7 @@ mod tests {
         put(&registry, None, "b");
         assert_eq!(answers(&registry, None), digest("b"));
         assert_eq!(answers(&registry, Some("1")), digest("a"));
-        registry
-            .remove(&Principal::operator(), "m", Some("2"))
-            .unwrap();
+        remove(&registry, Some("2"));
         assert_eq!(answers(&registry, None), digest("a"));
         put(&registry, None, "c");
         assert_eq!(registry.versions(&Principal::operator(), "m"), ["1", "3"]);
@@ -502,13 +573,7 @@ mod tests {
         let registry = Arc::default();
         put(&registry, None, "a");
         let coming = place(&registry, Some("1"), "b");
-        assert_eq!(
-            registry
-                .remove(&Principal::operator(), "m", None)
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(remove(&registry, None), 1);
         assert!(registry.find(&Principal::operator(), "m", None).is_err());
         fill(coming, "b");
         assert_eq!(answers(&registry, Some("1")), digest("b"));

@@ -22,6 +22,7 @@ use crate::model::Model;
 use crate::origin::Origin;
 use crate::registry::{Claim, Content, Registry};
 use crate::residency::{Arrived, Residency};
+use crate::storage::{KeptModel, Storage};
 use crate::telemetry::{self, Gauges, LoadCause, ModelGauges, Telemetry, exposition};
 
 /// The product.
@@ -34,6 +35,7 @@ pub struct Service {
     requests: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     bodies: Budget,
+    storage: Option<Arc<Storage>>,
     telemetry: Arc<Telemetry>,
     ready: AtomicBool,
 }
@@ -54,13 +56,14 @@ pub struct Turn<'a> {
 }
 
 impl Service {
-    /// A service that holds no models and is not ready yet.
+    /// A service that holds the models of the storage, out of memory, and is not ready yet.
     pub fn new(
         config: Config,
         access: Access,
         engine: Engine,
         identity: Arc<Identity>,
         telemetry: Arc<Telemetry>,
+        storage: Option<Storage>,
     ) -> Self {
         let limits = &config.limits;
         let registry = Arc::<Registry>::default();
@@ -71,7 +74,7 @@ impl Service {
             telemetry.clone(),
             Duration::from_secs(limits.load_seconds),
         );
-        Self {
+        let service = Self {
             access,
             telemetry,
             identity,
@@ -80,9 +83,13 @@ impl Service {
             requests: Arc::new(Semaphore::new(limits.concurrent_requests)),
             uploads: Arc::new(Semaphore::new(limits.concurrent_uploads)),
             bodies: Budget::new(limits.inflight_bytes),
+            storage: storage.map(Arc::new),
             ready: AtomicBool::new(false),
             config,
-        }
+        };
+        let kept = service.storage.iter().flat_map(|storage| storage.models());
+        kept.for_each(|model| service.restore(model));
+        service
     }
 
     /// Whether requests are taken.
@@ -372,16 +379,25 @@ impl Service {
     /// Deletes a version, or all versions of a name. Requests in progress still end well.
     ///
     /// # Errors
-    /// [`Code::Forbidden`], [`Code::ModelNotFound`]
-    pub fn delete(
+    /// [`Code::Forbidden`], [`Code::ModelNotFound`], and what the store says; then nothing was deleted.
+    pub async fn delete(
         &self,
         principal: &Principal,
         name: &str,
         version: Option<&str>,
     ) -> Result<Vec<ModelInfo>> {
         principal.require(Right::Manage)?;
-        let removed = self.registry.remove(principal, name, version)?;
-        Ok(removed.iter().map(|model| model.describe()).collect())
+        let selection = self.registry.select(principal, name, version)?;
+        let (registry, storage) = (self.registry.clone(), self.storage.clone());
+        to_its_end(async move {
+            if let Some(storage) = storage {
+                storage.forget(&selection).await?;
+            }
+            registry.remove(&selection.chosen);
+            let deleted = selection.chosen.iter();
+            Ok(deleted.map(|model| model.describe()).collect())
+        })
+        .await
     }
 
     /// Evidence: with a nonce fresh, without the one in use. Each port has its own share of the
@@ -422,6 +438,9 @@ impl Service {
             Claim::Reserved(place) => place,
         };
         let options = self.config.model_options(name, place.version());
+        // What the configuration names is there anyway.
+        let storage = self.storage.clone().filter(|_| arrived.origin.is_none());
+        let content = arrived.file.reader()?;
         let load = self
             .residency
             .load(arrived.file, arrived.memory, &options, arrived.cause);
@@ -437,10 +456,35 @@ impl Service {
             uploaded_at: unix_seconds(),
             loaded: true,
             metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
+            kept: storage.as_ref().map(|storage| storage.kept()),
         };
-        let model = Model::new(info.clone(), metrics, options, arrived.origin, resident);
-        place.fill(Arc::new(model))?;
-        Ok((info, true))
+        to_its_end(async move {
+            let mut origin = arrived.origin;
+            if let Some(storage) = storage {
+                let (bytes, before) = (resident.bytes(), place.before()?);
+                origin = Some(storage.put(content, &info, bytes, before).await?);
+            }
+            let model = Model::new(info.clone(), metrics, options, origin, resident);
+            place.fill(Arc::new(model))?;
+            Ok((info, true))
+        })
+        .await
+    }
+
+    /// Has a kept model answer, which its first request brings into memory.
+    fn restore(&self, kept: KeptModel) {
+        let options = self
+            .config
+            .model_options(&kept.info.name, &kept.info.version);
+        let metrics = self.telemetry.slots.take();
+        let info = ModelInfo {
+            engine: options.kind,
+            metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
+            ..kept.info
+        };
+        let model = Model::stored(info, metrics, options, kept.origin, kept.memory_bytes);
+        self.registry
+            .restore(Arc::new(model), kept.owner, kept.last);
     }
 
     async fn run(
@@ -574,6 +618,14 @@ fn check_digest(file: &ModelFile, expected: Option<Digest>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A client that goes away must not leave behind what is kept and does not answer, or the reverse.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let ended = tokio::spawn(change).await;
+    ended.unwrap_or_else(|_| Err(Error::new(Code::Internal, "a change was given up")))
 }
 
 /// Seconds since 1970.

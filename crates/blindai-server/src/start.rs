@@ -22,6 +22,7 @@ use crate::config::{self, Config, ModelConfig, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
+use crate::storage::{Sealed, Storage};
 use crate::telemetry::{Endpoint, Exporter, PortCounters, Telemetry, Traces};
 use crate::{api, descriptors, tls};
 
@@ -37,6 +38,7 @@ pub struct Server {
     addresses: (SocketAddr, SocketAddr),
     description: String,
     barriers: Barriers,
+    store: Option<String>,
 }
 
 impl Server {
@@ -69,6 +71,7 @@ impl Server {
         let validity = Duration::from_secs(config.tee.evidence_seconds);
         let stapling = Stapling::new(&config.collateral)
             .map_err(|error| StartError::new(StartKind::Config, error))?;
+        let sealed = Sealed::new(&config.store, &*attester).map_err(not_stored)?;
         let identity = Identity::new(attester, config.digest(), validity, stapling)
             .map_err(|error| StartError::new(StartKind::Attestation, error))?;
         let identity = Arc::new(identity);
@@ -79,12 +82,20 @@ impl Server {
         let (telemetry, exporter) = telemetry(config)?;
         let access = Access::new(&config.access);
         let clients = access.pinned_clients();
+        // Last, because it takes the store from whoever has it.
+        let storage = match sealed {
+            Some(sealed) => Some(sealed.open().await.map_err(not_stored)?),
+            None => None,
+        };
+        let store = storage.as_ref().map(Storage::description);
+        let store = store.map(str::to_owned);
         let service = Arc::new(Service::new(
             config.clone(),
             access,
             engine,
             identity.clone(),
             telemetry.clone(),
+            storage,
         ));
         let connections = descriptors::connections(&config.limits, config.most_workers());
         let port = |listener,
@@ -126,6 +137,7 @@ impl Server {
             addresses,
             description,
             barriers,
+            store,
         })
     }
 
@@ -142,6 +154,11 @@ impl Server {
     /// What keeps the workers apart from the machine, for the log.
     pub fn barriers(&self) -> Barriers {
         self.barriers
+    }
+
+    /// Where models are kept and what they are sealed to, for the log; `None` where nothing is kept.
+    pub fn store(&self) -> Option<&str> {
+        self.store.as_deref()
     }
 
     /// Loads the models of the configuration, then serves until `stop` ends; then takes no new
@@ -231,6 +248,8 @@ pub enum StartKind {
     Attestation,
     /// A model of the configuration.
     Model,
+    /// The store, or the key to it.
+    Store,
 }
 
 impl StartError {
@@ -254,6 +273,12 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+fn not_stored(error: Error) -> StartError {
+    let fact = format!("store: {}: {}", error.code().as_str(), error.fact());
+    let told = Error::new(error.code(), fact).with_remedy(error.remedy().to_owned());
+    StartError::new(StartKind::Store, told)
+}
 
 fn telemetry(config: &Config) -> Result<(Arc<Telemetry>, Option<Exporter>), StartError> {
     let endpoint = config.traces.endpoint.as_deref().map(Endpoint::parse);

@@ -54,8 +54,10 @@ fn a_guest_conforms() {
 #[test]
 fn the_simulation_conforms() {
     let folder = tempfile::tempdir().unwrap();
-    let sealer = |name: &str| SimulatedSealer::at(folder.path().join(name)).unwrap();
-    conforms(&sealer("a"), &sealer("a"), &sealer("b"));
+    let sealer =
+        |name: &str, code: &[u8]| SimulatedSealer::at(folder.path().join(name), code).unwrap();
+    conforms(&sealer("a", b"1"), &sealer("a", b"1"), &sealer("b", b"1"));
+    conforms(&sealer("a", b"1"), &sealer("a", b"1"), &sealer("a", b"2"));
     let mode = fs::metadata(folder.path().join("a")).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
 }
@@ -162,11 +164,11 @@ fn a_file_that_is_no_secret_is_refused_and_kept() {
         "much longer than the secret, which has 32 bytes",
     ] {
         fs::write(&file, content).unwrap();
-        let error = SimulatedSealer::at(&file).unwrap_err();
+        let error = SimulatedSealer::at(&file, b"code").unwrap_err();
         assert_eq!(error.kind(), TeeErrorKind::Platform);
         assert_eq!(fs::read_to_string(&file).unwrap(), content);
     }
-    SimulatedSealer::at(folder.path().join("no/such/folder")).unwrap_err();
+    SimulatedSealer::at(folder.path().join("no/such/folder"), b"code").unwrap_err();
 }
 
 fn sealer(device: &Mounted<sev_guest::SevGuest>) -> GuestSealer<SevGuest> {

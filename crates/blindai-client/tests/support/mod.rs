@@ -386,6 +386,7 @@ impl Server {
             uploaded_at: 0,
             loaded: true,
             metrics_slot: None,
+            kept: None,
         };
         let mut response = ok(serde_json::to_vec(&info).unwrap());
         self.add_receipt(&mut response, asked.as_ref(), (Deed::Upload, name, digest));

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use blindai_core::{Code, Error, ModelName, Result};
 use blindai_engine::Caller;
+use serde::{Deserialize, Serialize};
 
 use super::config::{Entry, Expiry, Pattern, Role};
 use super::quota::{Allowance, Held, QuotaPlace};
@@ -14,14 +15,16 @@ pub struct Principal {
 }
 
 /// Whose a model is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Owner {
     /// Of nobody who could be told from others.
+    #[default]
     Anonymous,
     /// Of the one who runs the server: the configuration names its file.
     Operator,
     /// Of the one whom the configuration names so.
-    Named(Arc<str>),
+    Named(String),
 }
 
 /// What a verb asks for, before it is known of which model.
@@ -48,7 +51,7 @@ impl Member {
     /// One of the configuration's entries, which are numbered.
     pub fn new(entry: &Entry, number: u64) -> Self {
         Self {
-            owner: Owner::Named(entry.name.as_str().into()),
+            owner: Owner::Named(entry.name.clone()),
             roles: entry.roles.clone(),
             models: entry.models.clone(),
             expires: entry.expires.clone(),

@@ -72,7 +72,7 @@ async fn delete(
     Params(name): Params<String>,
 ) -> Answer<Json<Deleted>> {
     let _admission = service.admit(&principal)?;
-    let deleted = service.delete(&principal, &name, None)?;
+    let deleted = service.delete(&principal, &name, None).await?;
     Ok(Json(Deleted { deleted }))
 }
 
@@ -82,7 +82,7 @@ async fn delete_version(
     Params((name, version)): Params<(String, String)>,
 ) -> Answer<Json<Deleted>> {
     let _admission = service.admit(&principal)?;
-    let deleted = service.delete(&principal, &name, Some(&version))?;
+    let deleted = service.delete(&principal, &name, Some(&version)).await?;
     Ok(Json(Deleted { deleted }))
 }
 

@@ -15,22 +15,24 @@ use crate::{TeeError, TeeErrorKind};
 #[derive(Clone, Debug)]
 pub struct SimulatedSealer {
     file: PathBuf,
+    sealed_to: Vec<u8>,
 }
 
 impl SimulatedSealer {
-    /// With the secret in this file; drawn and written, for its owner only, when there is none.
+    /// With the secret in this file; drawn and written, for its owner only, when there is none. The key
+    /// depends on what it is `sealed_to`, as on hardware: a measurement, or a signer.
     ///
     /// # Errors
     /// [`TeeErrorKind::Platform`] when it can be neither read nor written, or holds something else.
-    pub fn at(file: impl Into<PathBuf>) -> Result<Self, TeeError> {
-        let file = file.into();
+    pub fn at(file: impl Into<PathBuf>, sealed_to: &[u8]) -> Result<Self, TeeError> {
+        let (file, sealed_to) = (file.into(), sealed_to.to_vec());
         match draw(&file) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed(&file, &error));
             }
             _ => {}
         }
-        let sealer = Self { file };
+        let sealer = Self { file, sealed_to };
         sealer.secret().map(|_| sealer)
     }
 
@@ -41,7 +43,11 @@ impl SimulatedSealer {
 
 impl Sealer for SimulatedSealer {
     fn sealing_key(&self, purpose: &str) -> Result<SealingKey, TeeError> {
-        SealingKey::derive(&*self.secret()?, "simulation", purpose)
+        let secret = self.secret()?;
+        let mut mixed = Zeroizing::new(Vec::with_capacity(secret.len() + self.sealed_to.len()));
+        mixed.extend_from_slice(&*secret);
+        mixed.extend_from_slice(&self.sealed_to);
+        SealingKey::derive(&mixed, "simulation", purpose)
     }
 
     fn is_simulated(&self) -> bool {

@@ -1,0 +1,161 @@
+//! Where a store is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blindai_core::{Code, Error, Result};
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use url::Url;
+
+/// A folder, or a place in an object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A folder of this machine; made when it is not there.
+    Folder(PathBuf),
+    /// A bucket, or a path in one.
+    Cloud(Url),
+}
+
+/// What an object store wants to know beside the location, by the names that the crate object_store
+/// gives it, such as `aws_access_key_id`. Holds secrets and is not shown.
+#[derive(Clone, Default)]
+pub struct Credentials(BTreeMap<String, String>);
+
+impl Location {
+    /// A path, or `s3://bucket/path`, `gs://bucket/path`, `az://container/path`.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`]
+    pub fn parse(text: &str) -> Result<Self> {
+        let invalid = |why: &str| Err(Error::new(Code::InvalidRequest, format!("{text:?} {why}")));
+        if text.is_empty() {
+            return invalid("is no path");
+        }
+        if !text.contains("://") {
+            return Ok(Self::Folder(text.into()));
+        }
+        let Ok(url) = Url::parse(text) else {
+            return invalid("is no URL");
+        };
+        let plain = url.username().is_empty() && url.password().is_none();
+        if !plain || url.query().is_some() || url.fragment().is_some() || url.port().is_some() {
+            return invalid("says more than a bucket and a path");
+        }
+        if !SCHEMES.contains(&url.scheme()) || url.host_str().is_none() {
+            return invalid("is none of s3://bucket, gs://bucket, az://container");
+        }
+        if !cfg!(feature = "cloud") {
+            return invalid("is an object store, and this program was built without them");
+        }
+        Ok(Self::Cloud(url))
+    }
+
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Cloud(_) => None,
+        }
+    }
+
+    pub(crate) fn backend(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
+        match self {
+            Self::Folder(folder) => local(folder),
+            Self::Cloud(url) => cloud(url, credentials),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => folder.display().fmt(f),
+            Self::Cloud(url) => url.fmt(f),
+        }
+    }
+}
+
+impl FromIterator<(String, String)> for Credentials {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+fn local(folder: &Path) -> Result<Arc<dyn ObjectStore>> {
+    let failed = |error: &dyn fmt::Display| {
+        let fact = format!("the store at {}: {error}", folder.display());
+        Error::new(Code::StoreUnavailable, fact)
+    };
+    std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+    let backend = LocalFileSystem::new_with_prefix(folder).map_err(|error| failed(&error))?;
+    // What is acknowledged must outlive a loss of power.
+    Ok(Arc::new(backend.with_fsync(true)))
+}
+
+#[cfg(feature = "cloud")]
+fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
+    let failed = |error: object_store::Error| {
+        let fact = format!("the store at {url}: {error}");
+        Error::new(Code::StoreUnavailable, fact)
+    };
+    let (backend, path) = object_store::parse_url_opts(url, &credentials.0).map_err(failed)?;
+    Ok(Arc::new(object_store::prefix::PrefixStore::new(
+        backend, path,
+    )))
+}
+
+#[cfg(not(feature = "cloud"))]
+fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
+    let _ = &credentials.0;
+    let fact = format!("the store at {url}: this program was built without object stores");
+    Err(Error::new(Code::StoreUnavailable, fact))
+}
+
+const SCHEMES: [&str; 3] = ["s3", "gs", "az"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_a_folder_or_a_bucket_and_nothing_else() {
+        let folder = Location::parse("/var/lib/blindai").unwrap();
+        assert_eq!(folder, Location::Folder("/var/lib/blindai".into()));
+        for text in [
+            "",
+            "file:///x",
+            "http://h/b",
+            "s3://u:p@b",
+            "s3://b?x=1",
+            "s3:///x",
+            "gs://b#f",
+        ] {
+            let error = Location::parse(text).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidRequest, "{text}");
+        }
+    }
+
+    #[cfg(feature = "cloud")]
+    #[test]
+    fn each_cloud_makes_a_backend() {
+        let credentials = [("azure_storage_account_name", "a"), ("aws_region", "r")];
+        let credentials = credentials.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let credentials = Credentials::from_iter(credentials);
+        for text in [
+            "s3://bucket/path",
+            "gs://bucket/path",
+            "az://container/path",
+        ] {
+            let backend = Location::parse(text).unwrap().backend(&credentials);
+            assert!(backend.is_ok(), "{text}: {:?}", backend.err());
+        }
+    }
+}
