@@ -147,6 +147,7 @@ struct Part {
 const PART_SEGMENTS: u64 = 5;
 /// As small as S3 lets parts of an upload be.
 const PART_BYTES: u64 = PART_SEGMENTS * SEGMENT_BYTES as u64;
+const READ_BYTES: usize = 128 << 10;
 /// One for each stage, and two on their way.
 const BUFFERS: usize = 5;
 
@@ -198,9 +199,11 @@ fn read_parts(
         };
         bytes.resize(part_bytes(layout, first), 0);
         for (_, place) in segments(layout, first) {
-            let plain = &mut bytes[without_tag(place)];
-            content.read_exact(plain).map_err(|error| unread(&error))?;
-            hash.update(plain);
+            // Digested while it is still in the processor's cache.
+            for plain in bytes[without_tag(place)].chunks_mut(READ_BYTES) {
+                content.read_exact(plain).map_err(|error| unread(&error))?;
+                hash.update(plain);
+            }
         }
         // Before the last part leaves, so that nothing wrong is ever complete.
         if first + PART_SEGMENTS >= layout.segments() {
