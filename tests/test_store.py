@@ -27,7 +27,7 @@ import pytest
 from conftest import SUMMARY, connect
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
-from support import Http, Server, binary, free_ports, wait_for
+from support import PATIENCE, Http, Server, binary, free_ports, wait_for
 from tink import proto_keyset_format, secret_key_access, streaming_aead
 from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
 
@@ -338,19 +338,56 @@ def s3() -> Iterator[Any]:
         process.wait()
 
 
-def test_models_are_kept_in_an_object_store(tmp_path: Path, s3: Any):
-    s3.create_bucket(Bucket="models")
-    credentials = {
+def credentials(folder: Path, s3: Any) -> str:
+    """The file that names this server of S3, and a secret for it."""
+    texts = {
         "aws_endpoint": s3.meta.endpoint_url,
         "aws_allow_http": "true",
         "aws_region": "us-east-1",
         "aws_access_key_id": "test",
         "aws_secret_access_key": f"secret-{MARK}",
     }
-    file = tmp_path / "credentials.toml"
-    file.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in credentials.items()))
+    file = folder / "credentials.toml"
+    file.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in texts.items()))
+    return str(file)
+
+
+def test_a_model_of_the_configuration_lies_in_an_object_store(tmp_path: Path, s3: Any):
+    s3.create_bucket(Bucket="plain")
+    s3.put_object(Bucket="plain", Key="some/m.onnx", Body=adding(1))
+    entry = {
+        "name": "m",
+        "object": "s3://plain/some/m.onnx",
+        "credentials": credentials(tmp_path, s3),
+        "sha256": hashlib.sha256(adding(1)).hexdigest(),
+    }
+    with Server(tmp_path, models=[entry]) as server, connect(server) as client:
+        assert answer(client, "m") == 1
+        assert "not pinned" not in server.log
+        # It can leave memory; what it comes back from may be other content by then.
+        with server.http() as http:
+            assert http.request("POST", "/v2/repository/models/m/unload", b"").status == 200
+            assert answer(client, "m") == 1
+            assert http.request("POST", "/v2/repository/models/m/unload", b"").status == 200
+        s3.put_object(Bucket="plain", Key="some/m.onnx", Body=adding(2))
+        with pytest.raises(blindai.BlindAIError, match="digest-mismatch"):
+            answer(client, "m")
+        s3.delete_object(Bucket="plain", Key="some/m.onnx")
+        with pytest.raises(blindai.BlindAIError, match="model-unavailable") as missing:
+            answer(client, "m")
+        assert "plain" not in str(missing.value)
+        assert MARK not in server.log
+    server.start()
+    assert server.process.wait(PATIENCE) == 7
+    assert "models[0].object" in server.log
+    assert "model-unavailable" in server.log
+
+
+def test_models_are_kept_in_an_object_store(tmp_path: Path, s3: Any):
+    s3.create_bucket(Bucket="models")
+    file = credentials(tmp_path, s3)
     model, marks = marked()
-    server = keeping(tmp_path, location="s3://models/of/mine", credentials=str(file))
+    server = keeping(tmp_path, location="s3://models/of/mine", credentials=file)
     with server, connect(server) as client:
         client.models.upload(model, name=f"name-{MARK}")
         client.models.upload(adding(2), name="two")

@@ -24,7 +24,7 @@ mod models;
 mod store;
 
 pub use models::{ModelConfig, options};
-pub use store::{SealTo, StoreConfig};
+pub use store::{SealTo, StoreConfig, credentials};
 
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;

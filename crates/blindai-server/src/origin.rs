@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use blindai_core::{Code, Digest, Error, Result};
 use blindai_engine::{ModelCopy, ModelFile, ModelWriter};
-use blindai_store::{Destination, Entry, Store};
+use blindai_store::{Destination, Entry, Object, ObjectLocation, Store};
 use rustix::fs::OFlags;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::AsyncReadExt as _;
@@ -17,6 +17,8 @@ pub enum Origin {
     /// A file that the configuration names. It is the host's, who may change it at any time: what was
     /// read is what counts, and its digest is compared.
     File(PathBuf),
+    /// An object that the configuration names. It is the object store's, as a file is the host's.
+    Object(ObjectLocation),
     /// The store, which gives out only what is authentic.
     Stored(Store, Arc<Entry>),
 }
@@ -29,6 +31,7 @@ pub struct Content {
 
 enum Source {
     File(File),
+    Object(Object),
     Stored(Store, Arc<Entry>),
 }
 
@@ -40,6 +43,13 @@ impl Origin {
     pub async fn open(&self) -> Result<Content> {
         Ok(match self {
             Self::File(path) => open_file(path).await?,
+            Self::Object(location) => {
+                let object = location.open().await?;
+                Content {
+                    size_bytes: object.size_bytes(),
+                    source: Source::Object(object),
+                }
+            }
             Self::Stored(store, entry) => Content {
                 size_bytes: entry.size_bytes(),
                 source: Source::Stored(store.clone(), entry.clone()),
@@ -61,6 +71,7 @@ impl Content {
     pub async fn read(self) -> Result<ModelFile> {
         match self.source {
             Source::File(file) => read_file(file, self.size_bytes).await,
+            Source::Object(object) => read_object(object, self.size_bytes).await,
             Source::Stored(store, entry) => {
                 let copy = Copy(ModelCopy::new(self.size_bytes)?);
                 store.read(&entry, copy).await
@@ -93,6 +104,14 @@ async fn read_file(mut file: File, size_bytes: u64) -> Result<ModelFile> {
             length => writer.write(&piece[..length])?,
         }
     }
+}
+
+async fn read_object(mut object: Object, size_bytes: u64) -> Result<ModelFile> {
+    let mut writer = ModelWriter::new(size_bytes)?;
+    while let Some(piece) = object.next().await? {
+        writer.write(&piece)?;
+    }
+    writer.finish()
 }
 
 async fn open_file(path: &Path) -> Result<Content> {

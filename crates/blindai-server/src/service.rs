@@ -1,7 +1,6 @@
 //! What the server does, whatever the spelling of the request: upload, infer, list, describe,
 //! delete, attest. The protocols in [`crate::api`] are thin codecs over it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -239,14 +238,13 @@ impl Service {
         Ok((info, new))
     }
 
-    /// Loads a model that the configuration names with this path.
+    /// Loads a model that the configuration has read from there.
     ///
     /// # Errors
     /// [`Code::ModelUnavailable`], [`Code::DigestMismatch`], [`Code::ModelTooLarge`],
     /// [`Code::MemoryExhausted`], and what the engine says of the model.
-    pub async fn load_configured(&self, entry: &ModelConfig, path: PathBuf) -> Result<()> {
+    pub async fn load_configured(&self, entry: &ModelConfig, origin: Origin) -> Result<()> {
         let limit = self.config.limits.model_bytes;
-        let origin = Origin::File(path);
         let arrived = self.residency.read(origin, limit, entry.sha256).await?;
         let (operator, version) = (Principal::operator(), entry.version.as_ref());
         let installed = self.install(&operator, &entry.name, version, arrived);

@@ -209,23 +209,32 @@ async fn serve(
 
 async fn load(service: &Service, models: &[ModelConfig]) -> Result<(), StartError> {
     for (number, model) in models.iter().enumerate() {
-        let Some(path) = &model.path else { continue };
-        if model.sha256.is_none() {
-            let entry = format!("models[{number}]");
-            tracing::warn!(
-                entry,
-                "a model is not pinned: the evidence says nothing of its content"
-            );
-        }
-        let loaded = service.load_configured(model, path.clone()).await;
+        let entry = format!("models[{number}]");
+        let loaded = load_one(service, model, &entry).await;
         loaded.map_err(|error| {
-            let entry = format!("models[{number}].path = {path:?}");
-            let fact = format!("{entry}: {}: {}", error.code().as_str(), error.fact());
-            let told = Error::new(error.code(), fact).with_remedy(error.remedy().to_owned());
+            let place = model.path.as_ref().map(|path| format!("path = {path:?}"));
+            let object = || format!("object = {:?}", model.object.as_deref().unwrap_or_default());
+            let place = place.unwrap_or_else(object);
+            let (code, fact) = (error.code().as_str(), error.fact());
+            let told = Error::new(error.code(), format!("{entry}.{place}: {code}: {fact}"));
+            let told = told.with_remedy(error.remedy().to_owned());
             StartError::new(StartKind::Model, told)
         })?;
     }
     Ok(())
+}
+
+async fn load_one(service: &Service, model: &ModelConfig, entry: &str) -> Result<(), Error> {
+    let Some(origin) = model.origin()? else {
+        return Ok(());
+    };
+    if model.sha256.is_none() {
+        tracing::warn!(
+            entry,
+            "a model is not pinned: the evidence says nothing of its content"
+        );
+    }
+    service.load_configured(model, origin).await
 }
 
 /// Why a server did not start. The kind gives the exit code.

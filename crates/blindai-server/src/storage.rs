@@ -1,11 +1,10 @@
 //! Models that are there again after a restart: those that were uploaded, in the sealed store.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use blindai_core::{Code, Error, Kept, ModelInfo, ModelName, ModelVersion, Result, Signature, Tee};
 use blindai_engine::ModelReader;
-use blindai_store::{Credentials, Entry, Location, Options, Store, StoreKey};
+use blindai_store::{Entry, Location, Options, Store, StoreKey};
 use blindai_tee::sealer::{
     EnclaveSealer, GuestSealer, NoSealer, SealTo as EnclaveKey, Sealer, SevGuest, SimulatedSealer,
 };
@@ -15,7 +14,7 @@ use blindai_tee::{
 use serde::{Deserialize, Serialize};
 
 use crate::access::Owner;
-use crate::config::{SealTo, StoreConfig};
+use crate::config::{SealTo, StoreConfig, credentials};
 use crate::model::Model;
 use crate::origin::Origin;
 use crate::registry::{Before, Selection};
@@ -62,7 +61,7 @@ impl Sealed {
         Ok(Some(Self {
             key: StoreKey::new(key.expose()),
             options: Options {
-                credentials: credentials(config.credentials.as_deref())?,
+                credentials: credentials(config.credentials.as_deref(), "store.credentials")?,
                 seen: config.seen.clone(),
             },
             kept: match sealer.is_simulated() {
@@ -264,24 +263,6 @@ fn no_key(error: TeeError) -> Error {
     Error::new(code, error.fact()).with_remedy(error.remedy().to_owned())
 }
 
-fn credentials(file: Option<&Path>) -> Result<Credentials> {
-    let Some(file) = file else {
-        return Ok(Credentials::default());
-    };
-    // No word of what is in it.
-    let invalid = |why: &str| {
-        let fact = format!("store.credentials = {file:?}: {why}");
-        Error::new(Code::InvalidRequest, fact).with_remedy("name a TOML file of texts")
-    };
-    let text = std::fs::read_to_string(file).map_err(|error| invalid(&error.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|_| invalid("not TOML"))?;
-    let pairs = table.into_iter().map(|(key, value)| match value {
-        toml::Value::String(value) => Ok((key, value)),
-        _ => Err(invalid("a value is no text")),
-    });
-    pairs.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,18 +281,5 @@ mod tests {
         let mut later = record.to_json();
         later["invented_later"] = "something".into();
         assert_eq!(Record::deserialize(&later).unwrap().uploaded_at, 7);
-    }
-
-    #[test]
-    fn credentials_are_texts_and_never_told() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "aws_secret_access_key = \"hush\"").unwrap();
-        let read = credentials(Some(file.path())).unwrap();
-        assert!(!format!("{read:?}").contains("hush"));
-        for text in ["hush = 7", "hush"] {
-            std::fs::write(file.path(), text).unwrap();
-            let error = credentials(Some(file.path())).unwrap_err();
-            assert!(!error.to_string().contains("hush"), "{error}");
-        }
     }
 }

@@ -3,10 +3,16 @@
 use blindai_core::{Code, Error};
 use object_store::Error as Backend;
 
-/// The store did not do what was asked. Its own words may name buckets and addresses and are left
-/// out: callers see these errors.
+/// The store did not do what was asked.
 pub(crate) fn unavailable(doing: &str, error: &Backend) -> Error {
-    let why = match error {
+    let why = why(error);
+    Error::new(Code::StoreUnavailable, format!("{doing}: {why}"))
+}
+
+/// In a few words. The store's own may name buckets and addresses and are left out: callers see these
+/// errors.
+pub(crate) fn why(error: &Backend) -> &'static str {
+    match error {
         Backend::PermissionDenied { .. } => "permission denied",
         Backend::Unauthenticated { .. } => "the credentials were refused",
         Backend::NotFound { .. } => "not found",
@@ -14,8 +20,7 @@ pub(crate) fn unavailable(doing: &str, error: &Backend) -> Error {
             "the store does not support it"
         }
         _ => "the store failed or did not answer",
-    };
-    Error::new(Code::StoreUnavailable, format!("{doing}: {why}"))
+    }
 }
 
 pub(crate) fn no_randomness() -> Error {

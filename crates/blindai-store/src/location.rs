@@ -8,6 +8,7 @@ use std::sync::Arc;
 use blindai_core::{Code, Error, Result};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
 use url::Url;
 
 /// A folder, or a place in an object store.
@@ -100,23 +101,34 @@ fn local(folder: &Path) -> Result<Arc<dyn ObjectStore>> {
     Ok(Arc::new(backend.with_fsync(true)))
 }
 
-#[cfg(feature = "cloud")]
 fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
-    let failed = |error: object_store::Error| {
+    let (backend, path) = parse(url, credentials).map_err(|error| {
         let fact = format!("the store at {url}: {error}");
         Error::new(Code::StoreUnavailable, fact)
-    };
-    let (backend, path) = object_store::parse_url_opts(url, &credentials.0).map_err(failed)?;
-    Ok(Arc::new(object_store::prefix::PrefixStore::new(
-        backend, path,
-    )))
+    })?;
+    Ok(Arc::new(PrefixStore::new(backend, path)))
+}
+
+/// The object store of a location, and the path in it.
+#[cfg(feature = "cloud")]
+pub(crate) fn parse(
+    url: &Url,
+    credentials: &Credentials,
+) -> object_store::Result<(Box<dyn ObjectStore>, object_store::path::Path)> {
+    object_store::parse_url_opts(url, &credentials.0)
 }
 
 #[cfg(not(feature = "cloud"))]
-fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {
-    let _ = &credentials.0;
-    let fact = format!("the store at {url}: this program was built without object stores");
-    Err(Error::new(Code::StoreUnavailable, fact))
+pub(crate) fn parse(
+    _: &Url,
+    _: &Credentials,
+) -> object_store::Result<(Box<dyn ObjectStore>, object_store::path::Path)> {
+    let operation = "object stores, without which this program was built".to_owned();
+    let implementer = "blindai-store".to_owned();
+    Err(object_store::Error::NotImplemented {
+        operation,
+        implementer,
+    })
 }
 
 const SCHEMES: [&str; 3] = ["s3", "gs", "az"];

@@ -1,11 +1,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blindai_core::{Digest, EngineKind, ModelName, ModelVersion};
+use blindai_core::{Digest, EngineKind, Error, ModelName, ModelVersion};
 use blindai_engine::{Batching, ModelOptions};
+use blindai_store::{Credentials, ObjectLocation};
 use serde::Serialize;
 
+use super::store::credentials;
 use super::{BatchingConfig, COUNT, Config, EngineConfig, Section};
+use crate::origin::Origin;
 
 /// `[[models]]`: one model, and how it is run where that differs from `[engine]`. With a path it is
 /// loaded before the server is ready; without one the settings are for what is uploaded under its name.
@@ -14,7 +17,13 @@ pub struct ModelConfig {
     pub name: ModelName,
     /// The ONNX file, in one piece. Default none.
     pub path: Option<PathBuf>,
-    /// Default `1`, when there is a path.
+    /// In the place of a path: `s3://bucket/path`, `gs://bucket/path`, `az://container/path`. Default
+    /// none.
+    pub object: Option<String>,
+    /// A TOML file with what the object store asks for. What is in it is not in the evidence. Default
+    /// none.
+    pub credentials: Option<PathBuf>,
+    /// Default `1`, when there is a path or an object.
     pub version: Option<ModelVersion>,
     /// What the file must hold. Default none: then the evidence says nothing of the model's content.
     pub sha256: Option<Digest>,
@@ -31,10 +40,14 @@ impl ModelConfig {
         let (own, batching) = (s.has("batching"), engine.batching.clone());
         let batching = s.section("batching", |s| BatchingConfig::read(s, &batching));
         let path: Option<PathBuf> = s.optional("path");
+        let object: Option<String> = s.optional("object");
         let version: Option<ModelVersion> = s.optional("version");
+        let is_read = path.is_some() || object.is_some();
         Some(Self {
-            version: version.or_else(|| path.as_ref().and_then(|_| "1".parse().ok())),
+            version: version.or_else(|| "1".parse().ok().filter(|_| is_read)),
             path,
+            object,
+            credentials: s.optional("credentials"),
             sha256: s.optional("sha256"),
             kind: s.optional("kind"),
             workers: s.optional_within("workers", 1..=1024),
@@ -43,6 +56,45 @@ impl ModelConfig {
             batching: own.then_some(batching),
             name: s.required("name")?,
         })
+    }
+
+    /// Where it is read from at start, if it is.
+    ///
+    /// # Errors
+    /// When the object is none, or its credentials cannot be read.
+    pub fn origin(&self) -> Result<Option<Origin>, Error> {
+        if let Some(path) = &self.path {
+            return Ok(Some(Origin::File(path.clone())));
+        }
+        let Some(object) = &self.object else {
+            return Ok(None);
+        };
+        let credentials = credentials(self.credentials.as_deref(), "credentials")?;
+        let location = ObjectLocation::parse(object, credentials)?;
+        Ok(Some(Origin::Object(location)))
+    }
+
+    fn is_read(&self) -> bool {
+        self.path.is_some() || self.object.is_some()
+    }
+
+    fn contradictions(&self) -> Vec<String> {
+        let mut errors = Vec::new();
+        if !self.is_read() && (self.version.is_some() || self.sha256.is_some()) {
+            errors.push("version and sha256 are of a file, and it has no path".to_owned());
+        }
+        if self.path.is_some() && self.object.is_some() {
+            errors.push("it has a path and an object".to_owned());
+        }
+        if self.credentials.is_some() && self.object.is_none() {
+            errors.push("credentials without an object".to_owned());
+        }
+        let object = self.object.as_deref();
+        let location = object.map(|text| ObjectLocation::parse(text, Credentials::default()));
+        if let Some(Err(error)) = location {
+            errors.push(format!("object: {}", error.fact()));
+        }
+        errors
     }
 
     /// Which models it is about: one version, or whatever is uploaded under the name.
@@ -81,19 +133,12 @@ impl Config {
             {
                 errors.push(format!("{entry} is about the same model as one before it"));
             }
-            if model.path.is_none() && (model.version.is_some() || model.sha256.is_some()) {
-                errors.push(format!(
-                    "{entry}: version and sha256 are of a file, and it has no path"
-                ));
-            }
+            let own = model.contradictions().into_iter();
+            errors.extend(own.map(|error| format!("{entry}: {error}")));
         }
-        let files = self
-            .models
-            .iter()
-            .filter(|model| model.path.is_some())
-            .count();
+        let files = self.models.iter().filter(|model| model.is_read()).count();
         if files > self.limits.models {
-            errors.push("there are more models with a path than limits.models".to_owned());
+            errors.push("there are more models to load at start than limits.models".to_owned());
         }
         errors
     }
@@ -228,6 +273,15 @@ mod tests {
                 "models[0].workers = 0: from 1 to 1024",
             ),
             ("{name = 'm', kind = 'torch'}", "models[0].kind"),
+            (
+                "{name = 'm', path = 'x', object = 's3://b/x'}",
+                "models[0]: it has a path and an object",
+            ),
+            ("{name = 'm', object = 's3://b'}", "models[0]: object: "),
+            (
+                "{name = 'm', path = 'x', credentials = 'c'}",
+                "models[0]: credentials without an object",
+            ),
             (
                 "{name = 'm', colour = 'red'}",
                 "models[0].colour: unknown key",

@@ -1,7 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use blindai_core::Error;
-use blindai_store::Location;
+use blindai_core::{Code, Error};
+use blindai_store::{Credentials, Location};
 use serde::{Deserialize, Serialize};
 
 /// `[store]`: where uploaded models are kept, sealed.
@@ -52,5 +52,45 @@ impl StoreConfig {
             }
         }
         errors
+    }
+}
+
+/// What an object store asks for, from the file that `setting` names.
+///
+/// # Errors
+/// When it is not a TOML file of texts.
+pub fn credentials(file: Option<&Path>, setting: &str) -> Result<Credentials, Error> {
+    let Some(file) = file else {
+        return Ok(Credentials::default());
+    };
+    // No word of what is in it.
+    let invalid = |why: &str| {
+        let fact = format!("{setting} = {file:?}: {why}");
+        Error::new(Code::InvalidRequest, fact).with_remedy("name a TOML file of texts")
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| invalid(&error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|_| invalid("not TOML"))?;
+    let pairs = table.into_iter().map(|(key, value)| match value {
+        toml::Value::String(value) => Ok((key, value)),
+        _ => Err(invalid("a value is no text")),
+    });
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_texts_and_never_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "aws_secret_access_key = \"hush\"").unwrap();
+        let read = credentials(Some(file.path()), "store.credentials").unwrap();
+        assert!(!format!("{read:?}").contains("hush"));
+        for text in ["hush = 7", "hush"] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = credentials(Some(file.path()), "store.credentials").unwrap_err();
+            assert!(!error.to_string().contains("hush"), "{error}");
+        }
     }
 }
