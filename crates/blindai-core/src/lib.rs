@@ -6,6 +6,7 @@
 //! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
 //!   certificate and in a file.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
+//! - [`legacy`]: those of BlindAI 0.3.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
 //! This crate does no I/O and holds no `unsafe`. What it does *not* do: decide whether evidence is
@@ -17,6 +18,7 @@ mod claims;
 mod digest;
 mod error;
 mod evidence;
+pub mod legacy;
 mod model;
 pub mod oip;
 pub mod simulation;
