@@ -36,6 +36,7 @@ pub struct Config {
     pub collateral: CollateralConfig,
     pub engine: EngineConfig,
     pub limits: Limits,
+    pub legacy: LegacyConfig,
     pub log: Log,
     pub metrics: MetricsConfig,
     pub traces: TracesConfig,
@@ -217,6 +218,13 @@ pub struct Limits {
     pub drain_seconds: u64,
 }
 
+/// `[legacy]`: the protocol of BlindAI 0.3, for clients of that time.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegacyConfig {
+    /// Whether it is spoken, on both ports. Default true.
+    pub enabled: bool,
+}
+
 /// `[log]`: on standard error, never with contents.
 #[derive(Clone, Debug, Serialize)]
 pub struct Log {
@@ -339,6 +347,9 @@ impl Config {
                 }),
             }),
             limits: root.section("limits", Limits::read),
+            legacy: root.section("legacy", |s| LegacyConfig {
+                enabled: s.get("enabled", true),
+            }),
             log: root.section("log", |s| Log {
                 format: s.get("format", LogFormat::Text),
                 level: s.get("level", LogLevel::Info),

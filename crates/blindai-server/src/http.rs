@@ -23,6 +23,7 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::api::LastSent;
 use crate::places::{self, Exchange, IDLE, Life, Place, Places};
 use crate::reader::Reader;
 use crate::telemetry::{Metered, PortCounters, Watched, watch};
@@ -160,6 +161,7 @@ impl Speaker {
         let service = Tracked {
             inner: TowerToHyperService::new(self.router.clone()),
             life,
+            sent: LastSent::default(),
         };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let io = TokioIo::new(stream);
@@ -200,6 +202,7 @@ fn h2() -> http2::Builder<TokioExecutor> {
 struct Tracked {
     inner: TowerToHyperService<Router>,
     life: Arc<Life>,
+    sent: LastSent,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Tracked {
@@ -210,6 +213,7 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         // For who takes turns, and who meets whom in a batch.
         request.extensions_mut().insert(Caller(self.life.id()));
+        request.extensions_mut().insert(self.sent.clone());
         let has_body = !http_body::Body::is_end_stream(request.body());
         let exchange = Exchange::begin(&self.life, has_body);
         let progress = exchange.incoming();

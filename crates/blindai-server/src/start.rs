@@ -100,13 +100,13 @@ impl Server {
             attested: port(
                 attested,
                 identity.clone(),
-                api::attested(service.clone()),
+                api::attested(service.clone(), config.legacy.enabled),
                 &telemetry.attested,
             )?,
             public: port(
                 public,
                 host,
-                api::public(service.clone()),
+                api::public(service.clone(), config.legacy.enabled),
                 &telemetry.public,
             )?,
             exporter,

@@ -41,6 +41,9 @@ const CONTROL_BYTES: u64 = 64 * 1024;
 /// A call, of which nothing but the head has been read.
 pub struct Call {
     pub service: Arc<Service>,
+    arrived: Instant,
+    /// How long the caller waits.
+    timeout: Option<Duration>,
     turn: Turn,
     messages: Messages,
 }
@@ -78,6 +81,28 @@ impl Call {
         reply(Body::new(StreamBody::new(frames)))
     }
 
+    /// Lets the messages of this call come for so long, unless its caller waits less.
+    pub fn allow(&mut self, limit: Duration) {
+        let left = self.timeout.map_or(limit, |timeout| timeout.min(limit));
+        self.turn.deadline = self.arrived + left;
+        self.messages.chunks.set_deadline(self.turn.deadline);
+    }
+
+    /// Whose call it is, and when it must have ended.
+    pub fn turn(&self) -> Turn {
+        self.turn
+    }
+
+    /// The next of several messages, of at most `limit` bytes; `None` after the last. The reservation
+    /// is to be held as long as the bytes.
+    pub async fn next(&mut self, limit: u64) -> Result<Option<(Bytes, Reservation)>> {
+        let Some(prefix) = self.messages.prefix(false).await? else {
+            return Ok(None);
+        };
+        let message = self.messages.message(&self.service, prefix, limit).await?;
+        Ok(Some(message))
+    }
+
     async fn answer_one(&mut self, method: impl Method) -> Result<Answer> {
         let service = self.service.as_ref();
         let admission = service.admit()?;
@@ -101,6 +126,19 @@ pub trait Method: Send + Sync + 'static {
         message: Bytes,
         turn: Turn,
     ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
+}
+
+impl Answer {
+    /// One message; what is held is let go when it is sent.
+    ///
+    /// # Errors
+    /// [`Code::BodyTooLarge`]
+    pub fn holding(message: Bytes, admission: Admission, held: Reservation) -> Result<Self> {
+        Ok(Self {
+            parts: framed(vec![message])?,
+            held: Some((admission, held)),
+        })
+    }
 }
 
 impl From<Bytes> for Answer {
@@ -127,6 +165,8 @@ impl FromRequest<Arc<Service>> for Call {
         let caller = head.extensions.get().copied().unwrap_or_default();
         Ok(Self {
             service: service.clone(),
+            arrived,
+            timeout,
             turn: Turn { caller, deadline },
             messages: Messages {
                 chunks: Chunks::new(body, limits.idle(), deadline),
@@ -278,6 +318,7 @@ impl<M: Method> Exchange<M> {
             service,
             turn,
             messages,
+            ..
         } = &mut self.call;
         let Some(prefix) = messages.prefix(true).await? else {
             return Ok(false);
@@ -301,7 +342,8 @@ impl<M: Method> Exchange<M> {
     }
 }
 
-fn respond(answer: Result<Answer>) -> Response {
+/// The answer to a call, or its refusal.
+pub fn respond(answer: Result<Answer>) -> Response {
     match answer {
         Ok(Answer { parts, held }) => reply(Parts::with_trailers(parts, trailers(None), held)),
         Err(error) => refuse(error),

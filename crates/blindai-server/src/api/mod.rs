@@ -6,6 +6,7 @@ mod coding;
 mod error;
 mod grpc;
 mod health;
+mod legacy;
 mod metrics;
 mod models;
 mod oip;
@@ -21,15 +22,17 @@ use axum::middleware::from_fn_with_state;
 
 pub use error::ApiError;
 pub(crate) use error::status;
+pub use legacy::LastSent;
 pub use request_id::ANSWERED;
 
 use crate::service::Service;
 use crate::telemetry::Port;
 use request_id::Observer;
 
-/// The attested port: all data and all models.
-pub fn attested(service: Arc<Service>) -> Router {
+/// The attested port: all data and all models. `legacy` says whether BlindAI 0.3 is spoken.
+pub fn attested(service: Arc<Service>, legacy: bool) -> Router {
     let router = models::routes()
+        .merge(legacy::exchange(legacy))
         .merge(oip_http::routes())
         .merge(oip_grpc::routes())
         .merge(attestation::routes())
@@ -38,8 +41,10 @@ pub fn attested(service: Arc<Service>) -> Router {
 }
 
 /// The public port: evidence and health, metrics where they are on, no user data.
-pub fn public(service: Arc<Service>) -> Router {
-    let router = attestation::routes().merge(health::routes());
+pub fn public(service: Arc<Service>, legacy: bool) -> Router {
+    let router = attestation::routes()
+        .merge(legacy::attestation(legacy))
+        .merge(health::routes());
     let router = match service.telemetry().metrics {
         true => router.merge(metrics::routes()),
         false => router,
