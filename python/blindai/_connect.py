@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import NoReturn, Optional
+from typing import NoReturn, Optional, Union
 
 from blindai._errors import ConnectionError, InvalidInputError, SimulationWarning
 
 #: The arguments of the native `connect`.
-Arguments = tuple[str, bool, Optional[str], Optional[float]]
+Arguments = tuple[str, bool, Union[str, bytes, None], Optional[float]]
 
 
 def prepare_connect(
     address: str,
     simulation: bool,
-    policy: str | os.PathLike[str] | None,
+    policy: str | os.PathLike[str] | bytes | None,
     timeout: float | None,
 ) -> Arguments:
     """The arguments of the native `connect`; warns when simulation is accepted."""

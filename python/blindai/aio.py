@@ -29,7 +29,7 @@ def connect(
     address: str = "localhost:50051",
     *,
     simulation: bool = False,
-    policy: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | bytes | None = None,
     timeout: float | None = None,
 ) -> Connecting:
     """Like `blindai.connect`: to be awaited, or used in an ``async with`` block."""

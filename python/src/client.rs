@@ -1,6 +1,5 @@
 //! The two classes of the module: one waits for its answers, one gives futures.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use blindai_client::blocking::awake;
@@ -9,8 +8,9 @@ use pyo3_async_runtimes::tokio::future_into_py;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::inside_runtime;
+use crate::legacy::{self, Evidence, Held, Run, Signed};
 use crate::tensor::{Input, Outputs};
-use crate::verbs::{self, Connect, Id, Report, Source};
+use crate::verbs::{self, Connect, Id, PolicySource, Report, Source};
 
 /// Verifies a server and connects to it.
 #[pyfunction]
@@ -18,7 +18,7 @@ pub fn connect(
     py: Python<'_>,
     address: String,
     simulation: bool,
-    policy: Option<PathBuf>,
+    policy: Option<PolicySource>,
     timeout: Option<f64>,
 ) -> PyResult<Client> {
     let events = Events::new()?;
@@ -38,7 +38,7 @@ pub fn connect_async(
     py: Python<'_>,
     address: String,
     simulation: bool,
-    policy: Option<PathBuf>,
+    policy: Option<PolicySource>,
     timeout: Option<f64>,
 ) -> PyResult<Bound<'_, PyAny>> {
     let connect = Connect {
@@ -112,6 +112,20 @@ impl Client {
     fn delete(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
         let id = Id::parse(name, version)?;
         self.events.wait(py, verbs::delete(self.client.clone(), id))
+    }
+
+    fn evidence(&self, py: Python<'_>) -> PyResult<Evidence> {
+        self.events.wait(py, legacy::evidence(self.client.clone()))
+    }
+
+    fn vouch(&self, py: Python<'_>, held: Held) -> PyResult<Signed> {
+        let call = legacy::vouch(self.client.clone(), held);
+        self.events.wait(py, call)
+    }
+
+    fn run_signed(&self, py: Python<'_>, run: Run) -> PyResult<Signed> {
+        let call = legacy::run_signed(self.client.clone(), run);
+        self.events.wait(py, call)
     }
 }
 

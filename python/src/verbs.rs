@@ -25,41 +25,19 @@ pub type Report = (String, String);
 pub struct Connect {
     pub address: String,
     pub simulation: bool,
-    pub policy: Option<PathBuf>,
+    pub policy: Option<PolicySource>,
     pub timeout: Option<f64>,
 }
 
 impl Connect {
     pub async fn run(self) -> PyResult<Client> {
-        let policy = self.read_policy()?;
+        let policy = read_policy(self.policy.as_ref(), self.simulation)?;
         let mut options = ConnectOptions::new(policy);
         if let Some(limit) = self.timeout.map(Duration::from_secs_f64) {
             options = options.connect_timeout(limit).request_timeout(limit);
         }
         let connected = Client::connect(&self.address, options).await;
         connected.map_err(|error| self.explain(error))
-    }
-
-    fn read_policy(&self) -> PyResult<Policy> {
-        let Some(path) = &self.policy else {
-            return Ok(match self.simulation {
-                true => Policy::dangerous().accept_simulation(),
-                false => Policy::accept_nothing(),
-            });
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let fact = format!("{}: {error}", path.display());
-            error::policy("policy-unreadable", &fact, "pass the path of a policy file")
-        })?;
-        let policy = Policy::from_toml(&text).map_err(|error| {
-            let fact = format!("{}: {error}", path.display());
-            error::policy("policy-invalid", &fact, "")
-        })?;
-        Ok(if self.simulation {
-            policy.dangerous_accept_simulation()
-        } else {
-            policy
-        })
     }
 
     /// When all but the measurements would do, it is the policy that is missing.
@@ -71,6 +49,47 @@ impl Connect {
         let remedy = "pass policy=, the path of a policy file";
         error::policy("policy-missing", fact, remedy)
     }
+}
+
+/// A policy: a file, or its text as bytes.
+#[derive(FromPyObject)]
+pub enum PolicySource {
+    Text(PyBackedBytes),
+    Path(PathBuf),
+}
+
+impl PolicySource {
+    fn read(&self) -> PyResult<(String, String)> {
+        let (name, text) = match self {
+            Self::Path(path) => (path.display().to_string(), std::fs::read_to_string(path)),
+            Self::Text(text) => {
+                let text = String::from_utf8(text.to_vec());
+                ("the policy".to_owned(), text.map_err(std::io::Error::other))
+            }
+        };
+        let text = text.map_err(|error| {
+            let fact = format!("{name}: {error}");
+            error::policy("policy-unreadable", &fact, "pass the path of a policy file")
+        })?;
+        Ok((name, text))
+    }
+}
+
+/// The policy, which accepts simulation where that is wanted; without one nothing else.
+pub fn read_policy(source: Option<&PolicySource>, simulation: bool) -> PyResult<Policy> {
+    let Some(source) = source else {
+        return Ok(match simulation {
+            true => Policy::dangerous().accept_simulation(),
+            false => Policy::accept_nothing(),
+        });
+    };
+    let (name, text) = source.read()?;
+    let policy = Policy::from_toml(&text)
+        .map_err(|error| error::policy("policy-invalid", &format!("{name}: {error}"), ""))?;
+    Ok(match simulation {
+        true => policy.dangerous_accept_simulation(),
+        false => policy,
+    })
 }
 
 pub fn report(report: &VerifiedReport) -> Report {

@@ -37,6 +37,7 @@ mod client;
 mod connector;
 mod error;
 mod http1;
+mod legacy;
 mod trust;
 mod upload;
 
@@ -50,5 +51,6 @@ pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
 pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
 pub use error::{ClientError, ErrorKind};
+pub use legacy::SignedAnswer;
 pub use trust::Protocol;
 pub use upload::{Progress, Upload};
