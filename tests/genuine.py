@@ -6,10 +6,10 @@ Reads a step and its arguments as JSON from standard input; writes what came of 
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 import warnings
+from pathlib import Path
 
 warnings.simplefilter("ignore")
 
@@ -45,21 +45,20 @@ def session(ports, folder, models):
         plain = client.run_model(data)
         upload = client.upload_model(model, shape=shape, dtype=dtype, dtype_out=dtype, sign=True)
         run = client.run_model(data, sign=True)
-        upload.save_to_file(os.path.join(folder, name + ".upload"))
-        run.save_to_file(os.path.join(folder, name + ".run"))
-        with open(model, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
+        upload.save_to_file(folder + "/" + name + ".upload")
+        run.save_to_file(folder + "/" + name + ".run")
+        digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
         # As they are, and as they are loaded again.
         upload.validate(bytes.fromhex(digest), allow_simulation_mode=True)
         run.validate(data, allow_simulation_mode=True)
-        paths = [os.path.join(folder, name + kind) for kind in (".upload", ".run")]
+        paths = [folder + "/" + name + kind for kind in (".upload", ".run")]
         validate(paths, key, digest, data)
         answers.append([plain.output, run.output])
     client.close_connection()
     return {"key": key, "answers": answers, "connected": client.is_connected()}
 
 
-def validate(paths, key, digest, data):
+def validate(paths, key, digest, data, ports=None):
     """Loads the proofs of an upload and of a run, and checks their signatures."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -97,8 +96,7 @@ def hardware(ports, policy, certificate):
 
 def tutorial(ports, model, samples):
     """The tutorial: a large model, in pieces of 32 KiB."""
-    with open(samples) as file:
-        values = json.load(file)
+    values = json.loads(Path(samples).read_text())
     client, started = connected(ports), time.time()
     client.upload_model(
         model=model, shape=(1, len(values)), dtype=ModelDatumType.F32, dtype_out=ModelDatumType.I64

@@ -196,7 +196,8 @@ def test_the_tutorial_with_the_original_client(newest: Genuine, server: Server, 
     assert inputs.ctc_text(done["output"]) == "HELLO WORLD"
     size = path.stat().st_size / 1e6
     SUMMARY.setdefault(TITLE, []).append(
-        f"tutorial: {size:.0f} MB sent and loaded in {done['upload']:.1f} s, run in {done['run']:.1f} s"
+        f"tutorial: {size:.0f} MB sent and loaded in {done['upload']:.1f} s, "
+        f"run in {done['run']:.1f} s"
     )
 
 
@@ -383,7 +384,7 @@ def test_nothing_of_a_caller_is_logged(tmp_path: Path):
         exchange.run(THREE, client_info=who, sign=True, nonce=mark.encode())
         code(lambda: exchange.send(mark.encode(), **named))
         code(lambda: exchange.run(cbor2.dumps([mark]), client_info=who))
-        code(lambda: exchange.run(THREE, model_name=mark))
+        code(lambda: exchange.run(THREE, model_name=f"{mark}-absent"))
         log_text = server.log
     assert "SendModel" in log_text
     assert "refused" in log_text
@@ -453,9 +454,13 @@ def test_a_proof_is_judged_by_a_policy(server: Server, client: BlindAiClient, mo
 def test_a_changed_proof_is_refused(client: BlindAiClient, model: Path):
     client.upload_model(model)
     data = [1.0, 2.0, 3.0]
-    proof = bytearray(client.run_model(data, sign=True).as_bytes())
-    # The signed part stands at the end, behind the evidence.
-    for place in range(len(proof) - 250, len(proof)):
+    run = client.run_model(data, sign=True)
+    assert run.payload
+    assert run.signature
+    proof = bytearray(run.as_bytes())
+    # Both stand at the end, with their heads; before them the evidence, which has its own tests.
+    signed = len(run.payload) + 3 + len(run.signature) + 2
+    for place in range(len(proof) - signed, len(proof)):
         proof[place] ^= 1
         with pytest.raises(blindai.BlindAIError):
             changed = RunModelResponse()
@@ -473,11 +478,11 @@ def test_a_changed_proof_is_refused(client: BlindAiClient, model: Path):
 
 
 def test_a_proof_outlives_its_evidence(tmp_path: Path, model: Path):
-    with Server(tmp_path / "short", tee={"evidence_seconds": 2}) as server:
-        with BlindAiClient() as client:
-            connect(client, server)
-            upload = client.upload_model(model, sign=True)
-            until = client._signing_evidence().until
+    short = Server(tmp_path / "short", tee={"evidence_seconds": 2})
+    with short as server, BlindAiClient() as client:
+        connect(client, server)
+        upload = client.upload_model(model, sign=True)
+        until = client._signing_evidence().until
     wait_for(lambda: time.time() > until + 1, "the evidence to end")
     upload.validate(sha256(model), allow_simulation_mode=True)
 

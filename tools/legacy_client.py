@@ -18,10 +18,8 @@ VERSIONS = ("3.8", "3.9", "3.10")
 def find(version: str) -> Path | None:
     """The interpreter of this version that is installed."""
     found = shutil.which(f"python{version}")
-    if (
-        found
-        and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
-    ):
+    # A shim of pyenv stands there for versions that are not switched on, too.
+    if found and not subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
         return Path(found)
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     return next(iter(sorted(root.glob(f"versions/{version}.*/bin/python"))), None)

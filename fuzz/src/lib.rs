@@ -140,7 +140,14 @@ pub fn legacy(data: &[u8]) {
     let Ok(count) = numbers::each(data, |_, _| Ok(())) else {
         return;
     };
-    for dtype in [DType::F32, DType::F64, DType::I32, DType::I64, DType::U32, DType::U64] {
+    for dtype in [
+        DType::F32,
+        DType::F64,
+        DType::I32,
+        DType::I64,
+        DType::U32,
+        DType::U64,
+    ] {
         if let Ok(tensor) = numbers::to_tensor(data, dtype, &[count]) {
             let list = numbers::from_tensor(&tensor).expect("a type of 0.3");
             assert!(list.len() as u64 <= numbers::list_bytes(&tensor));

@@ -127,9 +127,9 @@ class SignedResponse:
         if policy is None and not allow_simulation_mode:
             fact = "no policy says which code to trust"
             raise AttestationError("policy-missing", fact, "pass policy_file= or policy=")
-        text = (
-            policy.to_toml().encode() if isinstance(policy, Policy) else policy and source(policy)
-        )
+        text: str | bytes | None = None
+        if policy is not None:
+            text = policy.to_toml().encode() if isinstance(policy, Policy) else source(policy)
         judged = _native.judge_proof(self.attestation, text, allow_simulation_mode, signed_at)
         if judged[1] is None:
             raise AttestationError("evidence-malformed", "the evidence names no key for answers")
@@ -157,8 +157,7 @@ class UploadModelResponse(SignedResponse):
             policy_file: a policy file, of today or of 0.3.
             policy: a policy, instead of a file.
             validate_quote: judge the evidence in the answer, which then names the key.
-            enclave_signing_key: the key that must have signed. Needed where there is no evidence, or
-                it is not judged.
+            enclave_signing_key: the key that must have signed; needed where no evidence is judged.
             allow_simulation_mode: accept answers of a simulation. They prove nothing.
 
         Raises:
@@ -168,7 +167,7 @@ class UploadModelResponse(SignedResponse):
         """
         said = self._authentic(
             "upload",
-            policy_file or policy,
+            policy if policy_file is None else policy_file,
             validate_quote,
             enclave_signing_key,
             allow_simulation_mode,

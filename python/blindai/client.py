@@ -115,8 +115,8 @@ class BlindAiClient:
             server_name: has no effect: the evidence says who the server is, not a name.
             policy: path of a policy file (TOML), of today or of 0.3.
             certificate: has no effect: the host's own certificate proves nothing.
-            simulation: accept simulated evidence, whatever the policy. It protects nothing and warns
-                so.
+            simulation: accept simulated evidence and look at no policy. It protects nothing and
+                warns so.
             untrusted_port: has no effect: the evidence comes over the attested port.
             attested_port: the port that ends inside the TEE.
 
@@ -279,9 +279,8 @@ class BlindAiClient:
         if self._evidence is None or self._evidence.until < time.time() + _MARGIN_SECONDS:
             document, key, until = self._connected()._native().evidence()
             if key is None:
-                raise AttestationError(
-                    "evidence-malformed", "the evidence names no key for answers"
-                )
+                fact = "the evidence names no key for answers"
+                raise AttestationError("evidence-malformed", fact)
             self._evidence = _Evidence(document.encode(), SigningKey(key), until)
         return self._evidence
 

@@ -60,9 +60,7 @@ class Policy:
         except (TypeError, ValueError, OverflowError) as error:
             raise PolicyError("policy-invalid", f"{os.fspath(path)}: {error}") from None
         if not isinstance(mr_enclave, str) or not isinstance(allow_debug, bool):
-            fact = (
-                f"{os.fspath(path)}: mr_enclave is no text, or allow_debug neither true nor false"
-            )
+            fact = f"{os.fspath(path)}: mr_enclave or allow_debug is of another type"
             raise PolicyError("policy-invalid", fact)
         return Policy(mr_enclave=mr_enclave, allow_debug=allow_debug, **numbers)
 
