@@ -374,23 +374,6 @@ def test_sizes_are_limited_before_anything_is_held(tmp_path: Path):
         assert code(lambda: exchange.call("RunModel", stalled()))[1] == "body-incomplete"
 
 
-def test_nothing_of_a_caller_is_logged(tmp_path: Path):
-    mark = "canary-of-0-3"
-    log = {"level": "debug", "requests": True}
-    with Server(tmp_path / "canary", log=log) as server, legacy.Exchange(server) as exchange:
-        who = legacy.messages().ClientInfo(uid=mark, user_agent=mark, platform_name=mark)
-        named = {"model_name": mark, "client_info": who}
-        exchange.send(graphs.identity(shape=[3]), input_fact=[3], sign=True, **named)
-        exchange.run(THREE, client_info=who, sign=True, nonce=mark.encode())
-        code(lambda: exchange.send(mark.encode(), **named))
-        code(lambda: exchange.run(cbor2.dumps([mark]), client_info=who))
-        code(lambda: exchange.run(THREE, model_name=f"{mark}-absent"))
-        log_text = server.log
-    assert "SendModel" in log_text
-    assert "refused" in log_text
-    assert mark not in log_text
-
-
 def test_our_answers_are_signed_and_kept(
     server: Server, client: BlindAiClient, model: Path, tmp_path: Path
 ):

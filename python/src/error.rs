@@ -38,11 +38,6 @@ pub fn inside_runtime() -> PyErr {
     )
 }
 
-/// The exception of evidence that cannot be judged.
-pub fn attestation(code: &str, fact: &str, remedy: &str) -> PyErr {
-    local("AttestationError", code, fact, remedy)
-}
-
 fn local(class: &'static str, code: &str, fact: &str, remedy: &str) -> PyErr {
     Exception {
         class,

@@ -1,13 +1,12 @@
 //! What the API of BlindAI 0.3 needs beside the verbs: signed answers, and the files they are kept in.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use blindai_client::{Client, ClientError, Policy, Rejection, SignedAnswer, VerifiedReport};
+use blindai_client::{Client, ClientError, SignedAnswer, is_simulated, judge_kept};
+use blindai_core::Digest;
 use blindai_core::legacy::numbers::{self, Number};
 use blindai_core::legacy::{Answer, Datum, ModelChoice, Payload, Proof, RunModel, SendModel};
-use blindai_core::{Digest, EvidenceDocument};
-use blindai_verify::{Binding, Check, Outcome, checks, verify};
 use bytes::Bytes;
 use pyo3::IntoPyObjectExt as _;
 use pyo3::exceptions::PyValueError;
@@ -15,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::error::{attestation, refused, to_python};
+use crate::error::{refused, to_python};
 use crate::verbs::{PolicySource, Report, read_policy, report};
 
 /// A document as JSON, the key that signs answers, and until when the claims hold.
@@ -155,10 +154,6 @@ pub fn signature_holds(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
 }
 
 /// Judges the evidence in a proof, and answers the report and the key that it vouches for.
-///
-/// Twice: as of when the answer was signed, and as of now. Claims end within hours, and then nothing
-/// new is signed; but what is found out about hardware after the signature counts, because whoever
-/// has broken it can write any time into an answer.
 #[pyfunction]
 pub fn judge_proof(
     evidence: &[u8],
@@ -167,29 +162,12 @@ pub fn judge_proof(
     signed_at: f64,
 ) -> PyResult<(Report, Option<Data>)> {
     let policy = read_policy(policy.as_ref(), simulation)?;
-    let document = EvidenceDocument::from_json(evidence)
-        .map_err(|error| attestation("evidence-malformed", &error.to_string(), ""))?;
-    let signed_at = Duration::try_from_secs_f64(signed_at).unwrap_or_default();
-    let then = judge(&document, &policy, signed_at.as_secs())?;
-    let then = then.map_err(rejected)?;
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = since.unwrap_or_default();
-    if signed_at > now + CLOCK_SKEW {
-        let fact = "the answer was signed in the future";
-        return Err(attestation(
-            "not-yet-valid",
-            fact,
-            "check this machine's clock",
-        ));
-    }
-    if let Err(rejection) = judge(&document, &policy, now.as_secs())?
-        && !only_expired(&then, &rejection)
-    {
-        return Err(rejected(rejection));
-    }
-    let key = then.claims().receipt_key;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    let judged = judge_kept(evidence, &policy, signed_at as u64, now).map_err(to_python)?;
+    let key = judged.claims().receipt_key;
     let key = key.map(|key| Data(key.to_vec().into()));
-    Ok((report(&then), key))
+    Ok((report(&judged), key))
 }
 
 /// A TOML file as JSON.
@@ -218,47 +196,3 @@ fn signed(answer: Result<SignedAnswer, ClientError>) -> PyResult<Signed> {
     let SignedAnswer { payload, signature } = answer.map_err(to_python)?;
     Ok(Signed(Data(payload), Data(signature)))
 }
-
-fn judge(
-    document: &EvidenceDocument,
-    policy: &Policy,
-    at: u64,
-) -> PyResult<Result<VerifiedReport, Rejection>> {
-    let Some(collateral) = &document.collateral else {
-        let fact = "the proof holds no collateral to judge its evidence with";
-        return Err(attestation("collateral-missing", fact, ""));
-    };
-    // A file vouches for no connection.
-    let binding = Binding {
-        tls_spki_sha256: None,
-        nonce: None,
-    };
-    let evidence = document.evidence();
-    Ok(verify(&evidence, collateral, &binding, policy, at))
-}
-
-fn is_simulated(evidence: &[u8]) -> bool {
-    let policy = Policy::dangerous().accept_simulation();
-    let judged = EvidenceDocument::from_json(evidence)
-        .ok()
-        .and_then(|document| {
-            let claims = blindai_core::Claims::decode(document.claims()).ok()?;
-            judge(&document, &policy, claims.issued_at?).ok()
-        });
-    judged.is_some_and(|judged| judged.is_ok())
-}
-
-/// Whether nothing but the end of the claims has changed.
-fn only_expired(then: &VerifiedReport, now: &Rejection) -> bool {
-    let outcomes = |made: &[Check]| -> Vec<(&'static str, Outcome)> {
-        let made = made.iter().filter(|check| check.name() != checks::VALIDITY);
-        made.map(|check| (check.name(), check.outcome())).collect()
-    };
-    outcomes(then.checks()) == outcomes(now.checks())
-}
-
-fn rejected(rejection: Rejection) -> PyErr {
-    to_python(ClientError::from(rejection))
-}
-
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
