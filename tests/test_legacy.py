@@ -329,8 +329,8 @@ def test_pieces_must_make_one_request(exchange: legacy.Exchange):
     for change in ({"sign": True}, {"length": 1}, {"datum": 1}, {"model_name": "other"}):
         second = m.SendModelRequest(data=pieces[1], **{**fields, **change})
         assert send(first, second) == ("INVALID_ARGUMENT", "invalid-request")
-    assert send(first)[1] == send(first, first, first, first)[1] == "body-incomplete"
-    assert send()[1] == "invalid-request"
+    assert send(first)[1] == "body-incomplete"
+    assert send()[1] == send(first, first, first, first)[1] == "invalid-request"
     runs = [m.RunModelRequest(input=THREE[:5]), m.RunModelRequest(input=THREE[5:], sign=True)]
     assert code(lambda: exchange.call("RunModel", runs))[1] == "invalid-request"
     runs[1].sign = False

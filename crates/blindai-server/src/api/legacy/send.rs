@@ -1,3 +1,5 @@
+use std::cmp::Ordering;
+
 use blindai_core::legacy::{Answer, SendModel};
 use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, Result, Shape};
 use bytes::Bytes;
@@ -64,19 +66,18 @@ async fn receive(
         }
         incoming.write(&data)?;
     }
-    if received != head.length {
-        let more = if received > head.length {
-            "more"
-        } else {
-            "fewer"
-        };
-        let fact = format!(
-            "the model came with {more} bytes than its length, {}",
-            head.length
-        );
-        return Err(Error::new(Code::BodyIncomplete, fact));
+    let length = head.length;
+    match received.cmp(&length) {
+        Ordering::Equal => service.upload(&name, None, None, incoming).await,
+        Ordering::Less => {
+            let fact = format!("the model ended after {received} of {length} bytes");
+            Err(Error::new(Code::BodyIncomplete, fact))
+        }
+        Ordering::Greater => {
+            let fact = format!("the model has more bytes than its length, {length}");
+            Err(Error::new(Code::InvalidRequest, fact))
+        }
     }
-    service.upload(&name, None, None, incoming).await
 }
 
 /// Checks what was declared of the model, and answers the shape of its input.

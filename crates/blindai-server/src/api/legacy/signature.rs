@@ -68,7 +68,7 @@ pub fn settle_shape(spec: &TensorSpec, declared: &[i32]) -> Result<Shape> {
     if let Some(sizes) = own.filter(|_| declared.is_empty()).and_then(fixed) {
         return Ok(sizes);
     }
-    let own = own.map_or("any shape".to_owned(), |dims| list(dims));
+    let own = own.map_or("any shape".to_owned(), list);
     let fact = format!(
         "the input {:?} takes {own}, {} was declared",
         spec.name,
