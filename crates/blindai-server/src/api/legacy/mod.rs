@@ -30,11 +30,12 @@ use held::Uploads;
 
 /// Of the attested port: models and data.
 pub fn exchange(enabled: bool) -> Router<Arc<Service>> {
-    let router = Router::new().route("/securedexchange.Exchange/{method}", post(unknown));
+    let any = "/securedexchange.Exchange/{method}";
     if !enabled {
-        return Router::new().route("/securedexchange.Exchange/{method}", post(switched_off));
+        return Router::new().route(any, post(switched_off));
     }
-    router
+    Router::new()
+        .route(any, post(unknown))
         .route("/securedexchange.Exchange/SendModel", post(send_model))
         .route("/securedexchange.Exchange/RunModel", post(run_model))
         .layer(Extension(Arc::<Uploads>::default()))
@@ -42,11 +43,12 @@ pub fn exchange(enabled: bool) -> Router<Arc<Service>> {
 
 /// Of the public port: the certificate of the other one, and the evidence.
 pub fn attestation(enabled: bool) -> Router<Arc<Service>> {
-    let router = Router::new().route("/untrusted.Attestation/{method}", post(unknown));
+    let any = "/untrusted.Attestation/{method}";
     if !enabled {
-        return Router::new().route("/untrusted.Attestation/{method}", post(switched_off));
+        return Router::new().route(any, post(switched_off));
     }
-    router
+    Router::new()
+        .route(any, post(unknown))
         .route("/untrusted.Attestation/GetServerInfo", post(server_info))
         .route("/untrusted.Attestation/GetCertificate", post(certificate))
         .route(

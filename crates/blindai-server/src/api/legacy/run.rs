@@ -1,6 +1,6 @@
 use blindai_core::legacy::{Answer, Datum, ModelChoice, RunModel, numbers};
 use blindai_core::oip::{InferRequest, RequestedOutput};
-use blindai_core::{Code, Digest, Error, ModelInfo, NamedTensor, Result, Shape};
+use blindai_core::{Code, Digest, Error, ModelInfo, NamedTensor, Result, Shape, Tensor};
 use bytes::Bytes;
 
 use super::held::{LastSent, Uploads};
@@ -22,27 +22,15 @@ pub async fn run(call: &mut Call, uploads: &Uploads, last: &LastSent) -> Result<
         true => sent(&service, uploads, last)?,
         false => named(&service, &head.model)?,
     };
-    let input = only_input(&info.signature)?;
-    service.grow_held(&mut held, numbers::tensor_bytes(&list, input.dtype))?;
-    let tensor = busy(list.len(), || {
-        numbers::to_tensor(&list, input.dtype, &shape)
-    })?;
-    let mut request = InferRequest::new(vec![NamedTensor::new(&input.name, tensor)]);
-    let output = first_output(&info.signature)?;
-    request.outputs = vec![RequestedOutput::new(&output.name)];
+    let mut request = request(&service, &info, &shape, &list, &mut held)?;
     let (name, version) = (info.name.as_str(), info.version.as_str());
     let response = service.infer(name, Some(version), &mut request, call.turn());
     let response = response.await?;
     let output = response.outputs.first();
     let output = &output.ok_or_else(|| internal("there is no output"))?.tensor;
     service.grow_held(&mut held, COPIES * numbers::list_bytes(output))?;
-    let message = busy(output.data().len(), || -> Result<Bytes> {
-        let answer = Answer::Run {
-            output: numbers::from_tensor(output)?,
-            datum_output: Datum::of(output.dtype()).unwrap_or_default(),
-            input_hash: head.sign.then(|| Digest::of(&list)),
-            model_hash: head.sign.then_some(info.digest),
-        };
+    let message = busy(output.data().len(), || {
+        let answer = answer(&head, &info, &list, output)?;
         Ok(reply(&service, head.sign, head.nonce, answer))
     })?;
     grpc::Answer::holding(message, admission, held)
@@ -57,6 +45,32 @@ async fn receive(call: &mut Call, service: &Service) -> Result<(RunModel, Bytes,
     }
     let (input, held) = input.finish()?;
     Ok((head, input, held))
+}
+
+/// The list as the input that the model takes, and a wish for its first output.
+fn request(
+    service: &Service,
+    info: &ModelInfo,
+    shape: &[usize],
+    list: &[u8],
+    held: &mut Reservation,
+) -> Result<InferRequest> {
+    let input = only_input(&info.signature)?;
+    service.grow_held(held, numbers::tensor_bytes(list, input.dtype))?;
+    let tensor = busy(list.len(), || numbers::to_tensor(list, input.dtype, shape))?;
+    let mut request = InferRequest::new(vec![NamedTensor::new(&input.name, tensor)]);
+    let output = first_output(&info.signature)?;
+    request.outputs = vec![RequestedOutput::new(&output.name)];
+    Ok(request)
+}
+
+fn answer(head: &RunModel, info: &ModelInfo, list: &[u8], output: &Tensor) -> Result<Answer> {
+    Ok(Answer::Run {
+        output: numbers::from_tensor(output)?,
+        datum_output: Datum::of(output.dtype()).unwrap_or_default(),
+        input_hash: head.sign.then(|| Digest::of(list)),
+        model_hash: head.sign.then_some(info.digest),
+    })
 }
 
 fn sent(service: &Service, uploads: &Uploads, last: &LastSent) -> Result<(ModelInfo, Shape)> {
