@@ -7,7 +7,7 @@
 #   make lint    formatting, lints, licences
 #   make bench   the speed of a request against the same model in process; PEERS=1 measures other
 #                servers too, which takes minutes to install
-#   make bench-verify   how long a verdict on evidence takes
+#   make bench-verify   how long a verdict on evidence takes, and a receipt
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 
 SHELL := /bin/bash
@@ -62,7 +62,7 @@ bench: build
 	$(PYTHON) -m tools.bench $(if $(PEERS),--peers)
 
 bench-verify:
-	cargo bench --locked -p blindai-verify --bench verify
+	cargo bench --locked -p blindai-verify --bench verify --bench receipt
 
 # The Python package, into the virtual environment.
 python:

@@ -41,7 +41,7 @@ class Server:
     Use it in a `with` block; at the end it is stopped and must have been in good health.
     """
 
-    def __init__(self, folder: Path, **sections: dict[str, Any]):
+    def __init__(self, folder: Path, **sections: dict[str, Any] | list[dict[str, Any]]):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port, self.public_port = free_ports(2)
@@ -50,7 +50,7 @@ class Server:
         config = configuration(self.port, self.public_port, **sections)
         (folder / "blindai.toml").write_text(config)
         # Without a value, the argument would override the kind of TEE in the file.
-        simulated = "simulation" in sections.get("tee", {})
+        simulated = "simulation" in dict(sections.get("tee", {}))
         self.arguments = ["--config", "blindai.toml", *([] if simulated else ["--simulation"])]
 
     @property
@@ -206,17 +206,32 @@ def reset(connection: ssl.SSLSocket) -> None:
     connection.close()
 
 
-def configuration(port: int, public_port: int, **sections: dict[str, Any]) -> str:
-    """A configuration file with these ports; JSON's scalars are TOML's."""
+def configuration(
+    port: int, public_port: int, **sections: dict[str, Any] | list[dict[str, Any]]
+) -> str:
+    """A configuration file with these ports; a list becomes an array of tables."""
     listen = {"attested": f"127.0.0.1:{port}", "public": f"127.0.0.1:{public_port}"}
     engine = {"onnxruntime": str(onnxruntime.fetch()), "threads": 2}
-    tables = {"listen": listen, "engine": engine}
+    tables: dict[str, dict[str, Any]] = {"listen": listen, "engine": engine}
+    lists: dict[str, list[dict[str, Any]]] = {}
     for name, entries in sections.items():
-        tables[name] = {**tables.get(name, {}), **entries}
+        if isinstance(entries, list):
+            lists[name] = entries
+        else:
+            tables[name] = {**tables.get(name, {}), **entries}
+    headed = [(f"[{name}]", table) for name, table in tables.items()]
+    headed += [(f"[[{name}]]", table) for name, entries in lists.items() for table in entries]
     return "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
-        for name, table in tables.items()
+        f"{head}\n" + "".join(f"{key} = {toml(value)}\n" for key, value in table.items())
+        for head, table in headed
     )
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it; JSON's scalars are TOML's."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(value)
 
 
 def free_ports(count: int) -> list[int]:

@@ -60,6 +60,21 @@ def test_a_closed_loop_counts_every_request(server: Server, identity: str):
     assert latency["mean"] * 500 / 4 <= got["elapsed_s"] * 1e3 * 1.05
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_both_protocols_are_measured(tmp_path: Path, protocol: str):
+    with Server(tmp_path, log={"requests": True}) as server:
+        with blindai.connect(server.address, simulation=True) as client:
+            client.models.upload(graphs.identity(), name="m")
+        load = ("--protocol", protocol, "--requests", "20", "--concurrency", "2")
+        got = measure(server, "m", *SHORT, *load)
+        assert (got["requests"], got["failed"], got["errors"]) == (20, 0, {})
+        assert (got["attested"], got["simulated"]) == (True, True)
+        route = {"http": "infer", "grpc": "ModelInfer"}[protocol]
+        assert server.log.count(route) >= 20
+        refused = bench(server, "none", *SHORT, "--protocol", protocol)
+        assert (refused.returncode, "model-not-found" in refused.stderr) == (1, True)
+
+
 def test_an_open_loop_keeps_its_schedule(server: Server, identity: str):
     load = ("--rate", "200", "--arrivals", "poisson", "--duration", "1s", "--seed", "3")
     got = measure(server, identity, *SHORT, *load)
@@ -173,12 +188,14 @@ def test_an_unproven_server_gets_no_load(server: Server, identity: str):
     assert done.stdout == ""
 
 
-def test_a_failing_server_is_counted_by_code(tmp_path: Path):
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_failing_server_is_counted_by_code(tmp_path: Path, protocol: str):
     with Server(tmp_path, limits={"concurrent_requests": 1}) as server:
         with blindai.connect(server.address, simulation=True) as client:
             client.models.upload(graphs.loop(), name="slow")
         np.save(tmp_path / "rounds.npy", np.array(20_000))
         load = ("--simulation", "--warmup", "0s", "--requests", "60", "--concurrency", "8")
+        load = (*load, "--protocol", protocol)
         got = measure(server, "slow", *load, "--input", f"rounds={tmp_path / 'rounds.npy'}")
     assert got["requests"] + got["failed"] == 60
     assert got["errors"] == {"too-many-requests": got["failed"]}

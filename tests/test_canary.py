@@ -173,7 +173,7 @@ def send_models(client: blindai.Client) -> None:
 
 def send_tensors(client: blindai.Client, server: Server) -> None:
     words = np.array([MARK] * 3, object)
-    answer = client.infer(f"{MARK}-echo", {f"{MARK}-in": words})
+    answer = client.infer(f"{MARK}-echo", {f"{MARK}-in": words}, receipt=True)
     # The marks do arrive.
     assert answer[f"{MARK}-out"].tolist() == [MARK] * 3
     assert client.infer(f"{MARK}-picking", {"at": np.array(1)})["word"] == MARK
@@ -202,6 +202,7 @@ def send_tensors(client: blindai.Client, server: Server) -> None:
         for length in ("5", MARK, "99999999"):
             http.request("POST", path, MARK.encode(), Inference_Header_Content_Length=length)
         http.request("PUT", f"/v1/models/{MARK}-digest", echo(), Content_Digest=f"sha-256=:{MARK}:")
+        http.request("POST", path, body, blindai_receipt=MARK)
         assert http.get("/v1/models", x_request_id=ID).status == 200
 
 
@@ -216,6 +217,7 @@ def send_calls(client: blindai.Client, server: Server) -> None:
     oip.refused(oip.infer, f"{MARK}-echo", floats, headers=headers)
     oip.refused(oip.infer, f"{MARK}-echo", words, outputs=oip.outputs(MARK))
     oip.refused(oip.infer, f"{MARK}-echo", words, parameters={MARK: MARK, "sequence_id": 7})
+    oip.refused(oip.infer, f"{MARK}-echo", words, parameters={"receipt": MARK})
     oip.refused(oip.infer, f"{MARK}-absent", words, model_version=MARK)
     numbers = oip.inputs(a=LEAST, b=MINUS_ONE)
     oip.refused(oip.infer, f"{MARK}-division", numbers)

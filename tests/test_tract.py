@@ -90,11 +90,8 @@ def test_what_tract_cannot_run_fails_and_names_the_node(name: str, client: blind
 
 
 def test_one_model_may_run_on_another_engine(tmp_path: Path):
-    server = Server(tmp_path)
-    with (tmp_path / "blindai.toml").open("a") as config:
-        config.write('[[engine.overrides]]\nmodel = "small"\nkind = "tract"\n')
-    with server:
-        assert "engine         onnxruntime, with 1 overrides\n" in server.log
+    with Server(tmp_path, models=[{"name": "small", "kind": "tract"}]) as server:
+        assert "engine         onnxruntime, and another for some models\n" in server.log
         with connect(server) as client:
             for name, engine in [("small", "tract"), ("other", "onnxruntime")]:
                 assert client.models.upload(graphs.add([1]), name=name).engine == engine

@@ -60,6 +60,7 @@ TARGETS = {
     "minilm, 16 clients, to": ("ratio", "≥", 2.0),
     "identity f32[1] p50": ("ours_ms", "≤", 0.15),
     "identity f32[1] p99": ("ours_ms", "≤", 0.5),
+    "receipt, added": ("ours_ms", "≤", 0.06),
     "identity, 16 clients, to nothing": ("ours_per_s", "≥", 15_000),
     "connect": ("ours_ms", "≤", 10),
     "server during upload": ("mib", "≤", 64),
@@ -130,11 +131,20 @@ def bench_model(client: blindai.Client, name: str, path: Path, calls: int) -> di
 
 
 def bench_identity(address: str, folder: Path) -> list[dict]:
-    """The whole path, as the percentiles of one client that sends one request after the other."""
+    """The whole path, as the percentiles of one client that sends one request after the other, and
+    what a receipt adds to it, by turns."""
+    rows, added = [], []
     with uploaded(address, {"identity": folder / "identity.onnx"}):
-        runs = [generate(address, "identity", seconds=LOAD_SECONDS) for _ in range(ROUNDS)]
-    latency = {q: statistics.median(run["latency_ms"][q] for run in runs) for q in ("p50", "p99")}
-    return [row(f"identity f32[1] {q}", value) for q, value in latency.items()]
+        for protocol in ("http", "grpc"):
+            given = ["--protocol", protocol]
+            runs = [generate(address, "identity", given) for _ in range(ROUNDS)]
+            for q in ("p50", "p99"):
+                latency = statistics.median(run["latency_ms"][q] for run in runs)
+                rows.append(row(f"identity f32[1] {q} {protocol}", latency))
+        for _ in range(ROUNDS):
+            plain, signed = (generate(address, "identity", given) for given in ([], ["--receipts"]))
+            added.append(signed["latency_ms"]["p50"] - plain["latency_ms"]["p50"])
+    return [*rows, row("receipt, added to that p50", statistics.median(added))]
 
 
 def bench_load(address: str, folder: Path, with_peers: bool) -> list[dict]:

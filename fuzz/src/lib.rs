@@ -9,6 +9,7 @@ use blindai_core::oip::grpc::{
     decode_infer, decode_load, decode_model, encode_infer, encode_stream_infer, request_id,
 };
 use blindai_core::oip::{InferResponse, classify_outputs};
+use blindai_core::receipt::SignedStatement;
 use blindai_core::{
     Claims, Collateral, DType, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral,
 };
@@ -61,6 +62,19 @@ pub fn claims(data: &[u8]) {
     }
 }
 
+/// A receipt. What was read has no second form.
+pub fn receipt(data: &[u8]) {
+    let Ok(read) = SignedStatement::decode(data) else {
+        return;
+    };
+    let statement = &read.statement;
+    let again = statement.sign(&[0; 32], |_| vec![0; 64]);
+    let again = again.expect("what was read is short enough");
+    let again = SignedStatement::decode(&again).expect("our own receipt");
+    assert_eq!(&again.statement, statement);
+    let _ = statement.to_json().to_string();
+}
+
 /// A policy file.
 pub fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
@@ -111,6 +125,7 @@ pub fn grpc(data: &[u8]) {
         model_name: call.model.name,
         model_version: call.model.version,
         outputs: call.request.inputs,
+        receipt: None,
     };
     let request = blindai_core::oip::InferRequest {
         outputs: call.request.outputs,

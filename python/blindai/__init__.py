@@ -21,11 +21,13 @@ from blindai._errors import (
     InvalidInputError,
     ModelError,
     PolicyError,
+    ReceiptError,
     ServerError,
     SimulationWarning,
 )
 from blindai._models import Model, Signature, TensorSpec
 from blindai._native import __version__
+from blindai._receipt import Outputs, Receipt, TensorDigest
 from blindai._report import Check, Report
 from blindai._tensors import Tensor
 
@@ -39,12 +41,16 @@ __all__ = [
     "Model",
     "ModelError",
     "Models",
+    "Outputs",
     "PolicyError",
+    "Receipt",
+    "ReceiptError",
     "Report",
     "ServerError",
     "Signature",
     "SimulationWarning",
     "Tensor",
+    "TensorDigest",
     "TensorSpec",
     "__version__",
     "aio",

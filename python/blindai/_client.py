@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,9 @@ from blindai import _native
 from blindai._connect import prepare_connect, refuse_closed
 from blindai._errors import InvalidInputError
 from blindai._models import Model, Progress, Source, prepare_upload
+from blindai._receipt import Outputs, keep
 from blindai._report import Report
-from blindai._tensors import Array, decode, encode, needs_signature
+from blindai._tensors import decode, encode, needs_signature
 
 
 def connect(
@@ -70,7 +72,8 @@ class Client:
         *,
         version: str | None = None,
         outputs: Iterable[str] | None = None,
-    ) -> dict[str, Array]:
+        receipt: bool = False,
+    ) -> Outputs:
         """Runs a model.
 
         Args:
@@ -80,29 +83,33 @@ class Client:
                 lists of them become the model's dtype. Do not change an array during the call.
             version: the model's version; None for the latest.
             outputs: the names of the outputs to return; None for all.
+            receipt: ask for a receipt, check it against what was sent and what came, and give it
+                as ``result.receipt``.
 
         Returns:
-            An array per output, in the model's order. Strings are object arrays of str. BF16 is
-            ``ml_dtypes.bfloat16`` when that package is installed, else float32 of equal values.
+            A dict with an array per output, in the model's order. Strings are object arrays of str.
+            BF16 is ``ml_dtypes.bfloat16`` when that package is installed, else float32 of equal
+            values.
 
         Raises:
             InvalidInputError: an input is missing, unknown, or of another dtype or shape.
             ModelError: there is no such model, or it failed on this input.
             ServerError: the server cannot answer now.
             AttestationError: the server's evidence has expired and it has no new one.
+            ReceiptError: the receipt does not fit the request or the answer.
             ConnectionError: the connection broke, or this client is closed.
         """
         if not needs_signature(inputs):
-            return self._run(name, inputs, version, outputs, None)
+            return self._run(name, inputs, version, outputs, None, receipt)
         model = self._known.get((name, version)) or self.models.get(name, version)
         try:
-            return self._run(name, inputs, version, outputs, model)
+            return self._run(name, inputs, version, outputs, model, receipt)
         except InvalidInputError:
             # The name may hold another model by now.
             fresh = self.models.get(name, version)
             if fresh.digest == model.digest:
                 raise
-            return self._run(name, inputs, version, outputs, fresh)
+            return self._run(name, inputs, version, outputs, fresh, receipt)
 
     def attest(self) -> Report:
         """Asks the server for evidence made now, for a random nonce, and verifies it.
@@ -144,9 +151,12 @@ class Client:
         version: str | None,
         outputs: Iterable[str] | None,
         model: Model | None,
-    ) -> dict[str, Array]:
+        receipt: bool,
+    ) -> Outputs:
         wire = encode(inputs, model.signature if model else None)
-        return decode(self._native().infer(name, version, wire, list(outputs or ())))
+        run = self._native().infer(name, version, wire, list(outputs or ()), receipt)
+        tensors, kept = run
+        return Outputs._of(decode(tensors), kept)
 
 
 class Models:
@@ -161,7 +171,9 @@ class Models:
         *,
         name: str | None = None,
         version: str | None = None,
+        replace: bool = False,
         progress: bool | Progress | None = None,
+        receipt: bool = False,
     ) -> Model:
         """Sends an ONNX model; it is streamed, never in memory as a whole.
 
@@ -169,9 +181,12 @@ class Models:
             source: the path of the file, or the model itself as bytes.
             name: what to call it; the file's name without its extension by default.
             version: None for the server's next one.
+            replace: True takes the place of other content that the version holds. No request
+                fails meanwhile: each gets the old answer or the new one.
             progress: True or False for a bar on standard error, by default when that is a
                 terminal; or a function of the bytes sent so far and the bytes in all. It is called
                 from another thread; an exception in it ends the upload.
+            receipt: ask for a receipt, check it, and give it as ``model.receipt``.
 
         Raises:
             ModelError: not a valid or supported model, or the name and version hold another one.
@@ -179,7 +194,10 @@ class Models:
         """
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
         native = self._client._native()
-        return self._keep(native.upload(name, version, path_or_bytes, callback), version)
+        upload = native.upload(name, version, replace, path_or_bytes, callback, receipt)
+        document, kept = upload
+        model = self._keep(document, version)
+        return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

@@ -27,6 +27,15 @@ def prepare_connect(
     return address, bool(simulation), None if policy is None else os.fspath(policy), timeout
 
 
+def prepare_policy(
+    simulation: bool, policy: str | os.PathLike[str] | None
+) -> tuple[bool, str | None]:
+    """What to verify with, as the native module takes it; warns when simulation is accepted."""
+    if simulation:
+        _warn_once()
+    return bool(simulation), None if policy is None else os.fspath(policy)
+
+
 def refuse_closed() -> NoReturn:
     """The end of every call on a closed client."""
     raise ConnectionError("client-closed", "this client is closed", "connect again")

@@ -37,6 +37,8 @@ class BlindAIError(Exception):
 class AttestationError(BlindAIError):
     """The server did not prove what the policy asks for; nothing was sent to it.
 
+    `ReceiptError` is one of these for what came after that.
+
     Attributes:
         report: what was checked up to the refusal, or None when the evidence could not be read.
     """
@@ -50,6 +52,10 @@ class SignatureError(BlindAIError):
 
 class VersionError(BlindAIError):
     """The server does not speak what the API of BlindAI 0.3 needs for signed answers."""
+
+
+class ReceiptError(AttestationError):
+    """A receipt does not hold; the code names what does not match. What was asked for was done."""
 
 
 class PolicyError(BlindAIError):

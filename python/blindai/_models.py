@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from blindai._errors import InvalidInputError
 from blindai._progress import ProgressBar
+
+if TYPE_CHECKING:
+    from blindai._receipt import Receipt
 
 #: A file's path, or the model itself.
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview]
@@ -55,8 +58,10 @@ class Model:
         size_bytes: the size of the model file.
         engine: what runs it: ``onnxruntime`` or ``tract``.
         uploaded_at: when the upload was complete, UTC.
+        loaded: whether it is in memory; otherwise the next request for it waits until it is.
         metrics_slot: the number under which the server's metrics count this model, so that they
             need not name it; None where there are no metrics.
+        receipt: the receipt of its upload, when one was asked for.
     """
 
     name: str
@@ -66,7 +71,9 @@ class Model:
     signature: Signature
     engine: str
     uploaded_at: datetime
+    loaded: bool = True
     metrics_slot: int | None = None
+    receipt: Receipt | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def _from_json(cls, info: dict[str, Any]) -> Model:
@@ -79,6 +86,7 @@ class Model:
             signature=Signature(_specs(signature["inputs"]), _specs(signature["outputs"])),
             engine=info["engine"],
             uploaded_at=datetime.fromtimestamp(info["uploaded_at"], timezone.utc),
+            loaded=info.get("loaded", True),
             metrics_slot=info.get("metrics_slot"),
         )
 

@@ -20,8 +20,10 @@ __all__ = [
     "read_numbers",
     "read_payload",
     "read_proof",
+    "read_receipt",
     "read_toml",
     "signature_holds",
+    "verify_receipt",
     "write_proof",
 ]
 
@@ -29,6 +31,7 @@ __version__: str
 
 _Data = npt.NDArray[np.uint8] | list[str]
 _Tensor = tuple[str, str, tuple[int, ...], _Data]
+_Receipt = tuple[bytes, str]
 _Progress = Callable[[int, int], object]
 
 def connect(
@@ -46,6 +49,18 @@ def read_proof(file: bytes) -> tuple[bytes | None, bool, bytes, bytes, bool]: ..
 def read_toml(text: str) -> str: ...
 def signature_holds(key: bytes, message: bytes, signature: bytes) -> bool: ...
 def write_proof(evidence: bytes | None, payload: bytes, signature: bytes) -> bytes: ...
+def read_receipt(receipt: bytes) -> str: ...
+def verify_receipt(
+    receipt: bytes,
+    evidence: str,
+    simulation: bool,
+    policy: str | bytes | None,
+    at: int | None,
+    model: str | None,
+    inputs: list[_Tensor],
+    outputs: list[_Tensor],
+    nonce: bytes | None,
+) -> tuple[str, str]: ...
 
 @final
 class Client:
@@ -53,11 +68,22 @@ class Client:
     def attest(self) -> tuple[str, str]: ...
     def ready(self) -> bool: ...
     def infer(
-        self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
-    ) -> list[_Tensor]: ...
+        self,
+        name: str,
+        version: str | None,
+        inputs: list[_Tensor],
+        outputs: list[str],
+        receipt: bool,
+    ) -> tuple[list[_Tensor], _Receipt | None]: ...
     def upload(
-        self, name: str, version: str | None, source: str | bytes, progress: _Progress | None
-    ) -> str: ...
+        self,
+        name: str,
+        version: str | None,
+        replace: bool,
+        source: str | bytes,
+        progress: _Progress | None,
+        receipt: bool,
+    ) -> tuple[str, _Receipt | None]: ...
     def models(self) -> str: ...
     def model(self, name: str, version: str | None) -> str: ...
     def delete(self, name: str, version: str | None) -> str: ...
@@ -73,11 +99,22 @@ class AsyncClient:
     def attest(self) -> Awaitable[tuple[str, str]]: ...
     def ready(self) -> Awaitable[bool]: ...
     def infer(
-        self, name: str, version: str | None, inputs: list[_Tensor], outputs: list[str]
-    ) -> Awaitable[list[_Tensor]]: ...
+        self,
+        name: str,
+        version: str | None,
+        inputs: list[_Tensor],
+        outputs: list[str],
+        receipt: bool,
+    ) -> Awaitable[tuple[list[_Tensor], _Receipt | None]]: ...
     def upload(
-        self, name: str, version: str | None, source: str | bytes, progress: _Progress | None
-    ) -> Awaitable[str]: ...
+        self,
+        name: str,
+        version: str | None,
+        replace: bool,
+        source: str | bytes,
+        progress: _Progress | None,
+        receipt: bool,
+    ) -> Awaitable[tuple[str, _Receipt | None]]: ...
     def models(self) -> Awaitable[str]: ...
     def model(self, name: str, version: str | None) -> Awaitable[str]: ...
     def delete(self, name: str, version: str | None) -> Awaitable[str]: ...

@@ -9,6 +9,7 @@ Every call is a native future: it holds no thread, and cancelling its task cance
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 from collections.abc import Generator, Iterable, Mapping
@@ -19,8 +20,9 @@ from blindai import _native
 from blindai._connect import Arguments, prepare_connect, refuse_closed
 from blindai._errors import InvalidInputError
 from blindai._models import Model, Progress, Source, prepare_upload
+from blindai._receipt import Outputs, keep
 from blindai._report import Report
-from blindai._tensors import Array, decode, encode, needs_signature
+from blindai._tensors import decode, encode, needs_signature
 
 __all__ = ["Client", "Models", "connect"]
 
@@ -88,19 +90,20 @@ class Client:
         *,
         version: str | None = None,
         outputs: Iterable[str] | None = None,
-    ) -> dict[str, Array]:
+        receipt: bool = False,
+    ) -> Outputs:
         """Runs a model; see `blindai.Client.infer`."""
         if not needs_signature(inputs):
-            return await self._run(name, inputs, version, outputs, None)
+            return await self._run(name, inputs, version, outputs, None, receipt)
         model = self._known.get((name, version)) or await self.models.get(name, version)
         try:
-            return await self._run(name, inputs, version, outputs, model)
+            return await self._run(name, inputs, version, outputs, model, receipt)
         except InvalidInputError:
             # The name may hold another model by now.
             fresh = await self.models.get(name, version)
             if fresh.digest == model.digest:
                 raise
-            return await self._run(name, inputs, version, outputs, fresh)
+            return await self._run(name, inputs, version, outputs, fresh, receipt)
 
     async def attest(self) -> Report:
         """Asks for evidence made now and verifies it; see `blindai.Client.attest`."""
@@ -138,9 +141,12 @@ class Client:
         version: str | None,
         outputs: Iterable[str] | None,
         model: Model | None,
-    ) -> dict[str, Array]:
+        receipt: bool,
+    ) -> Outputs:
         wire = encode(inputs, model.signature if model else None)
-        return decode(await self._native().infer(name, version, wire, list(outputs or ())))
+        run = self._native().infer(name, version, wire, list(outputs or ()), receipt)
+        tensors, kept = await run
+        return Outputs._of(decode(tensors), kept)
 
 
 class Models:
@@ -155,12 +161,17 @@ class Models:
         *,
         name: str | None = None,
         version: str | None = None,
+        replace: bool = False,
         progress: bool | Progress | None = None,
+        receipt: bool = False,
     ) -> Model:
         """Sends an ONNX model; see `blindai.Models.upload`."""
         path_or_bytes, name, callback = prepare_upload(source, name, progress)
         native = self._client._native()
-        return self._keep(await native.upload(name, version, path_or_bytes, callback), version)
+        upload = native.upload(name, version, replace, path_or_bytes, callback, receipt)
+        document, kept = await upload
+        model = self._keep(document, version)
+        return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     async def list(self) -> builtins.list[Model]:
         """Every model that the server holds."""

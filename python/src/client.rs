@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use crate::error::inside_runtime;
 use crate::legacy::{self, Evidence, Held, Run, Signed};
 use crate::tensor::{Input, Outputs};
-use crate::verbs::{self, Connect, Id, PolicySource, Report, Source};
+use crate::verbs::{self, Connect, Id, Kept, PolicySource, Report, Source};
 
 /// Verifies a server and connects to it.
 #[pyfunction]
@@ -81,10 +81,11 @@ impl Client {
         version: Option<&str>,
         inputs: Vec<Input<'_>>,
         outputs: Vec<String>,
-    ) -> PyResult<Outputs> {
+        receipt: bool,
+    ) -> PyResult<(Outputs, Option<Kept>)> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
         self.events
-            .wait(py, verbs::infer(self.client.clone(), id, request))
+            .wait(py, verbs::infer(self.client.clone(), id, request, receipt))
     }
 
     fn upload(
@@ -92,12 +93,14 @@ impl Client {
         py: Python<'_>,
         name: &str,
         version: Option<&str>,
+        replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<String> {
+        receipt: bool,
+    ) -> PyResult<(String, Option<Kept>)> {
         let id = Id::parse(name, version)?;
-        self.events
-            .wait(py, verbs::upload(self.client.clone(), id, source, progress))
+        let upload = verbs::upload(self.client.clone(), id, replace, source, progress, receipt);
+        self.events.wait(py, upload)
     }
 
     fn models(&self, py: Python<'_>) -> PyResult<String> {
@@ -154,9 +157,10 @@ impl AsyncClient {
         version: Option<&str>,
         inputs: Vec<Input<'py>>,
         outputs: Vec<String>,
+        receipt: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
-        future_into_py(py, verbs::infer(self.0.clone(), id, request))
+        future_into_py(py, verbs::infer(self.0.clone(), id, request, receipt))
     }
 
     fn upload<'py>(
@@ -164,11 +168,14 @@ impl AsyncClient {
         py: Python<'py>,
         name: &str,
         version: Option<&str>,
+        replace: bool,
         source: Source,
         progress: Option<Py<PyAny>>,
+        receipt: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        future_into_py(py, verbs::upload(self.0.clone(), id, source, progress))
+        let upload = verbs::upload(self.0.clone(), id, replace, source, progress, receipt);
+        future_into_py(py, upload)
     }
 
     fn models<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 /// The exception of a failed call.
 pub fn to_python(error: ClientError) -> PyErr {
     Exception {
-        class: class_of(error.kind()),
+        class: class_of(&error),
         code: error.code(),
         fact: error.fact(),
         remedy: error.remedy(),
@@ -20,6 +20,16 @@ pub fn to_python(error: ClientError) -> PyErr {
 /// The exception of a request that is refused before it is sent.
 pub fn refused(error: Error) -> PyErr {
     to_python(error.into())
+}
+
+/// The exception of a receipt or of evidence that cannot be read.
+pub fn malformed(code: &'static str, error: &dyn std::fmt::Display) -> PyErr {
+    let class = match code.starts_with(RECEIPT_CODES) {
+        true => "ReceiptError",
+        false => "AttestationError",
+    };
+    let remedy = "give the file as it was written";
+    local(class, code, &error.to_string(), remedy)
 }
 
 /// The exception of a policy that cannot be used.
@@ -50,8 +60,12 @@ fn local(class: &'static str, code: &str, fact: &str, remedy: &str) -> PyErr {
     .into_err()
 }
 
-fn class_of(kind: ErrorKind) -> &'static str {
-    match kind {
+/// What the codes of receipts begin with.
+const RECEIPT_CODES: &str = "receipt-";
+
+fn class_of(error: &ClientError) -> &'static str {
+    match error.kind() {
+        ErrorKind::Attestation if error.code().starts_with(RECEIPT_CODES) => "ReceiptError",
         ErrorKind::Attestation => "AttestationError",
         ErrorKind::Policy => "PolicyError",
         ErrorKind::Connection => "ConnectionError",

@@ -7,6 +7,7 @@
 mod client;
 mod error;
 mod legacy;
+mod receipt;
 mod tensor;
 mod verbs;
 
@@ -24,6 +25,9 @@ mod _native {
         judge_proof, read_numbers, read_payload, read_proof, read_toml, signature_holds,
         write_proof,
     };
+
+    #[pymodule_export]
+    use crate::receipt::{read_receipt, verify_receipt};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -73,8 +73,9 @@ fn lend(array: Bound<'_, PyArray1<u8>>) -> PyResult<Bytes> {
     // moreover a view, which holds its base). Nothing in this process writes to it, except Python
     // code that changes an array during the call although the documentation forbids it; every
     // Python package that releases the GIL over a buffer rests on the same. The bytes are read for
-    // two purposes: they are copied into TLS records, and BOOL elements are compared with 1, which
-    // the server does again; a torn read does neither any harm.
+    // three purposes: they are copied into TLS records, BOOL elements are compared with 1, which
+    // the server does again, and they are digested where there is a receipt, which then does not fit
+    // them; a torn read does none of it any harm.
     let data = unsafe { std::slice::from_raw_parts(start, length) };
     Ok(Bytes::from_owner(Lent {
         data,

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Upload,
-    VerifiedReport,
+    Client, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion, Policy, Receipt,
+    Upload, VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
 use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyTuple};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -45,9 +46,7 @@ impl Connect {
         if self.policy.is_some() || error.code() != "measurement-mismatch" {
             return to_python(error);
         }
-        let fact = "no policy says which code to trust";
-        let remedy = "pass policy=, the path of a policy file";
-        error::policy("policy-missing", fact, remedy)
+        no_policy()
     }
 }
 
@@ -92,6 +91,13 @@ pub fn read_policy(source: Option<&PolicySource>, simulation: bool) -> PyResult<
     })
 }
 
+/// The exception where a policy is needed and there is none.
+pub fn no_policy() -> PyErr {
+    let fact = "no policy says which code to trust";
+    let remedy = "pass policy=, the path of a policy file";
+    error::policy("policy-missing", fact, remedy)
+}
+
 pub fn report(report: &VerifiedReport) -> Report {
     (report.to_json().to_string(), report.to_string())
 }
@@ -124,9 +130,39 @@ pub fn request(inputs: Vec<Input<'_>>, outputs: Vec<String>) -> PyResult<InferRe
     Ok(request)
 }
 
-pub async fn infer(client: Client, id: Id, request: InferRequest) -> PyResult<Outputs> {
-    let answer = client.infer(&id.0, id.1.as_ref(), &request).await;
-    Ok(Outputs(answer.map_err(to_python)?.outputs))
+/// A receipt as bytes, and its evidence as JSON.
+pub struct Kept(Receipt);
+
+impl<'py> IntoPyObject<'py> for Kept {
+    type Target = PyTuple;
+    type Output = Bound<'py, PyTuple>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let evidence = String::from_utf8(self.0.evidence().to_json())?;
+        (PyBytes::new(py, self.0.bytes()), evidence).into_pyobject(py)
+    }
+}
+
+pub async fn infer(
+    client: Client,
+    id: Id,
+    request: InferRequest,
+    receipt: bool,
+) -> PyResult<(Outputs, Option<Kept>)> {
+    let (name, version) = (&id.0, id.1.as_ref());
+    let (answer, receipt) = match receipt {
+        true => {
+            let answer = client.infer_with_receipt(name, version, &request).await;
+            let (answer, receipt) = answer.map_err(to_python)?;
+            (answer, Some(Kept(receipt)))
+        }
+        false => {
+            let answer = client.infer(name, version, &request).await;
+            (answer.map_err(to_python)?, None)
+        }
+    };
+    Ok((Outputs(answer.outputs), receipt))
 }
 
 #[derive(FromPyObject)]
@@ -138,26 +174,40 @@ pub enum Source {
 pub async fn upload(
     client: Client,
     id: Id,
+    replace: bool,
     source: Source,
     progress: Option<Py<PyAny>>,
-) -> PyResult<String> {
+    receipt: bool,
+) -> PyResult<(String, Option<Kept>)> {
     let mut upload = match source {
         Source::Path(path) => Upload::file(&id.0, path),
         Source::Bytes(bytes) => Upload::bytes(&id.0, Bytes::from_owner(bytes)),
     };
+    upload = upload.replace(replace);
     if let Some(version) = id.1 {
         upload = upload.version(version);
     }
     let Some(callback) = progress else {
-        return json(client.upload(upload).await);
+        return send(&client, upload, receipt).await;
     };
     let observer = Arc::new(Observer::new(callback));
     let observed = observer.clone();
     let upload = upload.progress(Arc::new(move |sent, total| observed.tell(sent, total)));
     tokio::select! {
-        done = client.upload(upload) => json(done),
+        done = send(&client, upload, receipt) => done,
         error = observer.failed() => Err(error),
     }
+}
+
+async fn send(client: &Client, upload: Upload, receipt: bool) -> PyResult<(String, Option<Kept>)> {
+    if !receipt {
+        return Ok((json(client.upload(upload).await)?, None));
+    }
+    let (info, receipt) = client
+        .upload_with_receipt(upload)
+        .await
+        .map_err(to_python)?;
+    Ok((json(Ok(info))?, Some(Kept(receipt))))
 }
 
 pub async fn models(client: Client) -> PyResult<String> {

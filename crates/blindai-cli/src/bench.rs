@@ -5,6 +5,7 @@
 //! from that moment: what waited behind a stall has waited, as it would for real users.
 
 mod chart;
+mod grpc;
 mod inputs;
 mod load;
 mod peer;
@@ -20,11 +21,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use blindai_client::{InferRequest, PreparedRequest};
+use blindai_client::{InferRequest, PreparedRequest, ReceiptRequest};
+use blindai_core::oip::grpc::ModelId;
 use blindai_core::{ModelName, ModelVersion};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::runtime;
 
+use self::grpc::Grpc;
 use self::inputs::Shape;
 use self::load::{Plan, Rate};
 use self::peer::{Peer, Tensors};
@@ -55,6 +58,9 @@ pub struct Arguments {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+    /// What the requests are spoken in.
+    #[arg(long, value_enum, default_value_t = Spoken::Http, conflicts_with = "unattested")]
+    protocol: Spoken,
     /// Measure another server of the Open Inference Protocol, which attests nothing: TLS with the
     /// certificate in this file.
     #[arg(long, value_name = "CERTIFICATE.pem", conflicts_with_all = ["policy", "simulation", "collateral"])]
@@ -62,8 +68,20 @@ pub struct Arguments {
     /// How tensors travel to a server that attests nothing.
     #[arg(long, value_enum, default_value_t = Tensors::Binary, requires = "unattested")]
     tensors: Tensors,
+    /// Ask for a receipt with each request, and do not look at it.
+    #[arg(long, conflicts_with = "unattested")]
+    receipts: bool,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// The spelling of the Open Inference Protocol; tensors are binary in both.
+#[derive(Clone, Copy, ValueEnum)]
+enum Spoken {
+    /// REST over HTTP/1.1.
+    Http,
+    /// gRPC over HTTP/2.
+    Grpc,
 }
 
 /// How much is sent, and when.
@@ -141,14 +159,11 @@ async fn measure(arguments: &Arguments, plan: &Plan) -> Result<Summary> {
             let subject = Subject::new(server, name, version);
             load(peer, plan, subject).await
         }
-        None => {
-            let (target, subject) = attested(arguments, plan).await?;
-            load(target, plan, subject).await
-        }
+        None => attested(arguments, plan).await,
     }
 }
 
-async fn attested(arguments: &Arguments, plan: &Plan) -> Result<(Attested, Subject)> {
+async fn attested(arguments: &Arguments, plan: &Plan) -> Result<Summary> {
     let connection = &arguments.connection;
     let client = connection
         .open_async(plan.concurrency, plan.timeout)
@@ -159,12 +174,32 @@ async fn attested(arguments: &Arguments, plan: &Plan) -> Result<(Attested, Subje
     let inputs = inputs::complete(&info.signature, given, &arguments.shapes, plan.seed)?;
     info.signature.check_inputs(&inputs)?;
     let version = Some(&info.version);
-    let request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
     let mut subject = Subject::new(connection.server(), name, version);
     subject.attested = true;
     subject.simulated = client.report().simulated();
     let alone = plan.concurrency == 1 && plan.rate.is_none();
-    Ok((Attested::new(client, request, alone), subject))
+    match arguments.protocol {
+        Spoken::Http => {
+            let mut request = PreparedRequest::new(name, version, &InferRequest::new(inputs));
+            if arguments.receipts {
+                request = request.with_unchecked_receipt(&ReceiptRequest::default());
+            }
+            load(Attested::new(client, request, alone), plan, subject).await
+        }
+        Spoken::Grpc => {
+            if arguments.receipts {
+                bail!("--receipts is measured over HTTP · leave --protocol out");
+            }
+            let connector = connection.connector()?;
+            connector.attest().await?;
+            let model = ModelId {
+                name: name.to_string(),
+                version: Some(info.version.to_string()),
+            };
+            let target = Grpc::new(connector, &model, &inputs, plan.timeout, alone)?;
+            load(target, plan, subject).await
+        }
+    }
 }
 
 async fn load(target: impl Target + 'static, plan: &Plan, subject: Subject) -> Result<Summary> {

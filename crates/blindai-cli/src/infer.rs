@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::connection::Connection;
+use crate::receipt::Keep;
 use crate::{npy, output};
 
 #[derive(Args)]
@@ -28,6 +29,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     output_dir: PathBuf,
     #[command(flatten)]
+    keep: Keep,
+    #[command(flatten)]
     connection: Connection,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -38,7 +41,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let inputs = arguments.inputs.iter().map(|(name, path)| read(name, path));
     let request = InferRequest::new(inputs.collect::<Result<_>>()?);
     let client = arguments.connection.open()?;
-    let response = client.infer(&arguments.name, arguments.version.as_ref(), &request)?;
+    let (name, version) = (&arguments.name, arguments.version.as_ref());
+    let (response, receipt) = match arguments.keep.receipt {
+        Some(_) => {
+            let (response, receipt) = client.infer_with_receipt(name, version, &request)?;
+            (response, Some(receipt))
+        }
+        None => (client.infer(name, version, &request)?, None),
+    };
+    arguments.keep.save(receipt.as_ref())?;
     fs::create_dir_all(&arguments.output_dir)
         .with_context(|| format!("{} cannot be made", arguments.output_dir.display()))?;
     let written = response

@@ -16,6 +16,7 @@ mod npy;
 mod output;
 mod policy;
 mod proxy;
+mod receipt;
 mod serve;
 mod subject;
 mod time;
@@ -42,6 +43,8 @@ enum Command {
     Attest(attest::Arguments),
     /// Verify evidence that somebody kept. Exit code 0 only when it is trusted.
     Verify(verify::Arguments),
+    /// Verify or show receipts of inferences and uploads.
+    Receipt(receipt::Arguments),
     /// Write, compare and compute what a server must prove.
     Policy(policy::Arguments),
     /// Upload, list, show or delete models.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => return serve::run(&arguments),
         Command::Attest(arguments) => attest::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Receipt(arguments) => receipt::run(&arguments),
         Command::Policy(arguments) => policy::run(&arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Infer(arguments) => infer::run(&arguments),

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::connection::Connection;
 use crate::output;
+use crate::receipt::Keep;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -33,6 +34,11 @@ enum Command {
         /// The model's version; the next number by default.
         #[arg(long)]
         version: Option<ModelVersion>,
+        /// Replace what the version holds, while it goes on answering.
+        #[arg(long, requires = "version")]
+        replace: bool,
+        #[command(flatten)]
+        keep: Keep,
         #[command(flatten)]
         common: Common,
     },
@@ -81,8 +87,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             file,
             name,
             version,
+            replace,
+            keep,
             common,
-        } => upload(&file, name, version, &common)?,
+        } => upload(&file, name, version, replace, &keep, &common)?,
         Command::List { common } => list(&common)?,
         Command::Show { model, common } => show(&model, &common)?,
         Command::Delete { model, common } => delete(&model, &common)?,
@@ -94,13 +102,15 @@ fn upload(
     file: &Path,
     name: Option<ModelName>,
     version: Option<ModelVersion>,
+    replace: bool,
+    keep: &Keep,
     common: &Common,
 ) -> Result<()> {
     let name = match name {
         Some(name) => name,
         None => name_of(file)?,
     };
-    let mut upload = Upload::file(&name, file);
+    let mut upload = Upload::file(&name, file).replace(replace);
     if let Some(version) = version {
         upload = upload.version(version);
     }
@@ -113,9 +123,16 @@ fn upload(
             shown.set_message("loading");
         }
     }));
-    let result = common.connection.open()?.upload(upload);
+    let client = common.connection.open()?;
+    let result = match keep.receipt {
+        Some(_) => client
+            .upload_with_receipt(upload)
+            .map(|(info, receipt)| (info, Some(receipt))),
+        None => client.upload(upload).map(|info| (info, None)),
+    };
     bar.finish_and_clear();
-    let info = result?;
+    let (info, receipt) = result?;
+    keep.save(receipt.as_ref())?;
     match common.json {
         true => output::print_json(&output::model_json(&info)),
         false => output::print(output::model(&info)),

@@ -106,8 +106,12 @@ pub fn model(model: &ModelInfo) -> String {
     let slot = slot.map_or(String::new(), |slot| {
         format!("model=\"{slot}\" in the metrics\n")
     });
+    let away = match model.loaded {
+        true => "",
+        false => ", out of memory until the next request",
+    };
     let head = format!(
-        "{} version {}\n{}, {}, on {}\n{slot}",
+        "{} version {}\n{}, {}, on {}{away}\n{slot}",
         model.name,
         model.version,
         model.digest,

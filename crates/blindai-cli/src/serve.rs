@@ -15,6 +15,7 @@ const EXIT_CONFIG: u8 = 3;
 const EXIT_ENGINE: u8 = 4;
 const EXIT_LISTEN: u8 = 5;
 const EXIT_ATTESTATION: u8 = 6;
+const EXIT_MODEL: u8 = 7;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -85,15 +86,16 @@ async fn serve(config: &Config) -> ExitCode {
         Err(error) => return give_up(config, &error.to_string(), exit_code(error.kind())),
     };
     announce(config, &server);
-    server
-        .run(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        })
-        .await;
-    ExitCode::SUCCESS
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    match server.run(stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => give_up(config, &error.to_string(), exit_code(error.kind())),
+    }
 }
 
 fn announce(config: &Config, server: &Server) {
@@ -115,11 +117,12 @@ fn announce(config: &Config, server: &Server) {
 /// What runs the models, and whether any C++ may.
 fn engines(config: &Config) -> String {
     let engine = &config.engine;
-    let others = match engine.overrides.len() {
-        0 => String::new(),
-        count => format!(", with {count} overrides"),
+    let own = config.models.iter().filter_map(|model| model.kind);
+    let others = match own.filter(|kind| *kind != engine.kind).count() {
+        0 => "",
+        _ => ", and another for some models",
     };
-    let library = match engine.uses(EngineKind::OnnxRuntime) {
+    let library = match config.uses(EngineKind::OnnxRuntime) {
         true => "",
         false => "; ONNX Runtime is not loaded",
     };
@@ -154,6 +157,7 @@ fn exit_code(kind: StartKind) -> u8 {
         StartKind::Engine => EXIT_ENGINE,
         StartKind::Listen => EXIT_LISTEN,
         StartKind::Attestation => EXIT_ATTESTATION,
+        StartKind::Model => EXIT_MODEL,
     }
 }
 

@@ -36,7 +36,8 @@ pub fn utc(seconds: u64) -> String {
     }
 }
 
-fn parse(text: &str) -> Result<u64, &'static str> {
+/// Reads a date with a zone, or seconds since 1970.
+pub fn parse(text: &str) -> Result<u64, &'static str> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
     }

@@ -22,7 +22,7 @@ use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
 use blindai_verify::VerifiedReport;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::{ClientError, ConnectOptions, Upload};
+use crate::{ClientError, ConnectOptions, Receipt, Upload};
 
 /// [`crate::Client`], waiting for each answer.
 ///
@@ -87,6 +87,28 @@ impl Client {
         request: &InferRequest,
     ) -> Result<InferResponse, ClientError> {
         self.events.wait(self.client.infer(name, version, request))
+    }
+
+    /// See [`crate::Client::infer_with_receipt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn infer_with_receipt(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        request: &InferRequest,
+    ) -> Result<(InferResponse, Receipt), ClientError> {
+        let answer = self.client.infer_with_receipt(name, version, request);
+        self.events.wait(answer)
+    }
+
+    /// See [`crate::Client::upload_with_receipt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn upload_with_receipt(&self, upload: Upload) -> Result<(ModelInfo, Receipt), ClientError> {
+        self.events.wait(self.client.upload_with_receipt(upload))
     }
 
     /// See [`crate::Client::models`].

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use blindai_collateral::Fetcher;
 use blindai_core::api::{self, Deleted, ModelList};
 use blindai_core::oip::{self, InferRequest, InferResponse};
+use blindai_core::receipt::{self, ReceiptRequest};
 use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
-use blindai_verify::{Policy, VerifiedReport};
+use blindai_verify::{ExpectedReceipt, Policy, VerifiedReport};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
 use crate::http1::{Answer, Broken, Head, Outgoing};
-use crate::trust::{Channel, Clock, CollateralFrom, Dialer, holds};
+use crate::receipt::{answered, asked};
+use crate::trust::{Channel, Clock, CollateralFrom, Dialer, Proof, holds};
 use crate::upload::check_digest;
-use crate::{ClientError, Upload};
+use crate::{ClientError, Receipt, Upload};
 
 /// What a connection is made with: the policy, and limits.
 #[derive(Clone)]
@@ -143,10 +145,10 @@ impl Client {
             (options.request_timeout, options.max_response_bytes);
         let idle_connections = options.idle_connections;
         let dialer = options.dialer(address)?;
-        let (channel, _) = dialer.attest().await?;
+        let channel = dialer.attest().await?;
         let client = Self(Arc::new(Shared {
             dialer,
-            report: Mutex::new(channel.report().clone()),
+            known: Mutex::new(channel.proof().clone()),
             idle: Mutex::default(),
             request_timeout,
             max_response_bytes,
@@ -158,7 +160,7 @@ impl Client {
 
     /// What the server proved last.
     pub fn report(&self) -> Arc<VerifiedReport> {
-        lock(&self.0.report).clone()
+        lock(&self.0.known).report.clone()
     }
 
     /// Asks for new evidence, with a new nonce, and verifies it. The document can be kept and
@@ -167,11 +169,11 @@ impl Client {
     /// # Errors
     /// As for [`Client::connect`].
     pub async fn attest(&self) -> Result<(EvidenceDocument, Arc<VerifiedReport>), ClientError> {
-        let (channel, document) = self.0.dialer.attest().await?;
-        let report = channel.report().clone();
-        self.0.remember(&report);
+        let channel = self.0.dialer.attest().await?;
+        let Proof { report, evidence } = channel.proof().clone();
+        self.0.remember(channel.proof());
         self.0.park(channel);
-        Ok((document, report))
+        Ok(((*evidence).clone(), report))
     }
 
     /// Whether the server says that it takes requests.
@@ -180,7 +182,7 @@ impl Client {
     /// Of kind `Attestation` or `Connection`.
     pub async fn ready(&self) -> Result<bool, ClientError> {
         let head = Head::new(Method::GET, "/v2/health/ready".to_owned());
-        let answer = self.0.repeatable(&head, &[]).await?;
+        let (answer, _) = self.0.repeatable(&head, &[]).await?;
         Ok(answer.status().is_success())
     }
 
@@ -192,14 +194,47 @@ impl Client {
     /// [`Code::ModelInvalid`](blindai_core::Code::ModelInvalid),
     /// [`Code::ModelExists`](blindai_core::Code::ModelExists) and others when it is refused.
     pub async fn upload(&self, upload: Upload) -> Result<ModelInfo, ClientError> {
-        let path = model_path(api::MODELS, &upload.name, upload.version.as_ref());
+        let head = upload_head(&upload);
+        Ok(self.send_model(upload, &head).await?.0)
+    }
+
+    /// [`Client::upload`], with a receipt of it, which has been checked.
+    ///
+    /// # Errors
+    /// As there; of kind `Attestation` when the receipt does not hold. The model is there then.
+    pub async fn upload_with_receipt(
+        &self,
+        upload: Upload,
+    ) -> Result<(ModelInfo, Receipt), ClientError> {
+        let (mut head, name) = (upload_head(&upload), upload.name.clone());
+        let nonce = asked(&mut head, &self.0.dialer)?;
+        let (info, (answer, proof)) = self.send_model(upload, &head).await?;
+        let expected = ExpectedReceipt {
+            kind: Some(receipt::Kind::Upload),
+            model_name: Some(&name),
+            model_version: Some(&info.version),
+            model_digest: Some(info.digest),
+            complete: true,
+            nonce: Some(&nonce),
+            ..ExpectedReceipt::default()
+        };
+        let receipt = answered(&answer, proof, &expected)?;
+        Ok((info, receipt))
+    }
+
+    async fn send_model(
+        &self,
+        upload: Upload,
+        head: &Head,
+    ) -> Result<(ModelInfo, (Answer, Proof)), ClientError> {
         let (body, reading) = upload.start().await?;
-        let answer = self.0.upload(&Head::new(Method::PUT, path), body).await;
+        let answer = self.0.upload(head, body).await;
         // When the file broke off, that is the reason, and the broken connection its consequence.
         let sent = reading.digest().await?;
-        let info = json(&answer?)?;
+        let answered = answer?;
+        let info = json(&answered.0)?;
         check_digest(sent, &info)?;
-        Ok(info)
+        Ok((info, answered))
     }
 
     /// Runs a model: its newest version unless one is named.
@@ -225,11 +260,42 @@ impl Client {
         &self,
         request: &PreparedRequest,
     ) -> Result<InferResponse, ClientError> {
-        let answer = self.0.repeatable(&request.head, &request.parts).await?;
-        let answer = accepted(answer)?;
-        let header_length = header_length(&answer)?;
-        oip::decode_response(answer.body, header_length)
-            .map_err(|error| ClientError::response_invalid(error.fact()))
+        let (answer, _) = self.0.repeatable(&request.head, &request.parts).await?;
+        decode(&accepted(answer)?)
+    }
+
+    /// [`Client::infer`], with a receipt of it, which has been checked against what was sent and what
+    /// came.
+    ///
+    /// # Errors
+    /// As there; of kind `Attestation` when the receipt does not hold.
+    pub async fn infer_with_receipt(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        request: &InferRequest,
+    ) -> Result<(InferResponse, Receipt), ClientError> {
+        let mut prepared = PreparedRequest::new(name, version, request);
+        let nonce = asked(&mut prepared.head, &self.0.dialer)?;
+        let answer = self.0.repeatable(&prepared.head, &prepared.parts).await?;
+        let (answer, proof) = (accepted(answer.0)?, answer.1);
+        let response = decode(&answer)?;
+        let ran: Option<ModelVersion> = response
+            .model_version
+            .as_deref()
+            .and_then(|v| v.parse().ok());
+        let expected = ExpectedReceipt {
+            kind: Some(receipt::Kind::Infer),
+            model_name: Some(name),
+            model_version: version.or(ran.as_ref()),
+            inputs: &request.inputs,
+            outputs: &response.outputs,
+            complete: true,
+            nonce: Some(&nonce),
+            ..ExpectedReceipt::default()
+        };
+        let receipt = answered(&answer, proof, &expected)?;
+        Ok((response, receipt))
     }
 
     /// Every model of the server, in every version.
@@ -238,7 +304,7 @@ impl Client {
     /// Of kind `Attestation`, `Connection` or `Server`.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let head = Head::new(Method::GET, api::MODELS.to_owned());
-        let list: ModelList = json(&self.0.repeatable(&head, &[]).await?)?;
+        let list: ModelList = json(&self.0.repeatable(&head, &[]).await?.0)?;
         Ok(list.models)
     }
 
@@ -253,7 +319,7 @@ impl Client {
         version: Option<&ModelVersion>,
     ) -> Result<ModelInfo, ClientError> {
         let head = Head::new(Method::GET, model_path(api::MODELS, name, version));
-        json(&self.0.repeatable(&head, &[]).await?)
+        json(&self.0.repeatable(&head, &[]).await?.0)
     }
 
     /// Deletes one version of a model, or all of them, and says what was deleted. Never repeated
@@ -268,7 +334,7 @@ impl Client {
         version: Option<&ModelVersion>,
     ) -> Result<Vec<ModelInfo>, ClientError> {
         let head = Head::new(Method::DELETE, model_path(api::MODELS, name, version));
-        let deleted: Deleted = json(&self.0.once(&head).await?)?;
+        let deleted: Deleted = json(&self.0.once(&head).await?.0)?;
         Ok(deleted.deleted)
     }
 }
@@ -305,9 +371,17 @@ impl PreparedRequest {
         let encoded = oip::encode_request(request);
         let mut head = Head::new(Method::POST, path);
         let length = encoded.header_length.map(HeaderValue::from);
-        head.header = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
+        let length = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
+        head.headers.extend(length);
         let parts = encoded.parts;
         Self { head, parts }
+    }
+
+    /// Asks for a receipt, which [`Client::infer_prepared`] does not look at: to measure what it
+    /// costs.
+    pub fn with_unchecked_receipt(mut self, wish: &ReceiptRequest) -> Self {
+        self.head.ask(wish);
+        self
     }
 }
 
@@ -321,7 +395,7 @@ impl fmt::Debug for PreparedRequest {
 struct Shared {
     dialer: Dialer,
     /// The newest one. Each channel holds its own besides.
-    report: Mutex<Arc<VerifiedReport>>,
+    known: Mutex<Proof>,
     idle: Mutex<Vec<Idle>>,
     request_timeout: Duration,
     max_response_bytes: usize,
@@ -335,7 +409,11 @@ struct Idle {
 
 impl Shared {
     /// Sends a request that may be sent twice: it changes nothing on the server.
-    async fn repeatable(&self, head: &Head, parts: &[Bytes]) -> Result<Answer, ClientError> {
+    async fn repeatable(
+        &self,
+        head: &Head,
+        parts: &[Bytes],
+    ) -> Result<(Answer, Proof), ClientError> {
         let body = || Outgoing::parts(parts.to_vec());
         self.in_time(async {
             if let Some(channel) = self.idle_channel() {
@@ -353,7 +431,7 @@ impl Shared {
 
     /// Sends a request that must not be sent twice, hence on a new connection: on an old one, a
     /// failure would not tell whether the server has seen it.
-    async fn once(&self, head: &Head) -> Result<Answer, ClientError> {
+    async fn once(&self, head: &Head) -> Result<(Answer, Proof), ClientError> {
         self.in_time(async {
             let channel = self.new_channel().await?;
             Ok(self.exchange(channel, head, Outgoing::empty()).await?)
@@ -362,7 +440,7 @@ impl Shared {
     }
 
     /// Like [`Shared::once`]; a long body may take any time while it makes progress.
-    async fn upload(&self, head: &Head, body: Outgoing) -> Result<Answer, ClientError> {
+    async fn upload(&self, head: &Head, body: Outgoing) -> Result<(Answer, Proof), ClientError> {
         let sent = body.progress();
         let channel = self.new_channel().await?;
         let exchange = self.exchange(channel, head, body);
@@ -374,14 +452,15 @@ impl Shared {
         mut channel: Channel,
         head: &Head,
         body: Outgoing,
-    ) -> Result<Answer, Broken> {
+    ) -> Result<(Answer, Proof), Broken> {
         let answer = channel
             .exchange(head, body, self.max_response_bytes)
             .await?;
+        let proof = channel.proof().clone();
         if answer.reusable {
             self.park(channel);
         }
-        Ok(answer)
+        Ok((answer, proof))
     }
 
     /// A connection that waits for work. Those whose report no longer holds are closed.
@@ -393,9 +472,9 @@ impl Shared {
     }
 
     async fn new_channel(&self) -> Result<Channel, ClientError> {
-        let known = lock(&self.report).clone();
+        let known = lock(&self.known).clone();
         let channel = self.dialer.open(known).await?;
-        self.remember(channel.report());
+        self.remember(channel.proof());
         Ok(channel)
     }
 
@@ -407,8 +486,8 @@ impl Shared {
         }
     }
 
-    fn remember(&self, report: &Arc<VerifiedReport>) {
-        *lock(&self.report) = report.clone();
+    fn remember(&self, proof: &Proof) {
+        *lock(&self.known) = proof.clone();
     }
 
     async fn in_time<T>(
@@ -437,11 +516,21 @@ impl Shared {
     }
 }
 
-fn model_path(root: &str, name: &ModelName, version: Option<&ModelVersion>) -> String {
+pub(crate) fn model_path(root: &str, name: &ModelName, version: Option<&ModelVersion>) -> String {
     match version {
         Some(version) => format!("{root}/{name}/versions/{version}"),
         None => format!("{root}/{name}"),
     }
+}
+
+fn upload_head(upload: &Upload) -> Head {
+    Head::new(Method::PUT, upload.path())
+}
+
+fn decode(answer: &Answer) -> Result<InferResponse, ClientError> {
+    let header_length = header_length(answer)?;
+    oip::decode_response(answer.body.clone(), header_length)
+        .map_err(|error| ClientError::response_invalid(error.fact()))
 }
 
 fn accepted(answer: Answer) -> Result<Answer, ClientError> {

@@ -145,7 +145,7 @@ impl Connector {
 
     async fn verify(&self) -> Result<Arc<VerifiedReport>, ClientError> {
         match self.dialer.attest().await {
-            Ok((channel, _)) => {
+            Ok(channel) => {
                 let report = channel.report().clone();
                 self.trust
                     .send_modify(|trust| trust.report = Some(report.clone()));

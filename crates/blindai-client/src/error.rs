@@ -184,6 +184,11 @@ impl ClientError {
         Self::of(Cause::Local("file-unreadable"), fact, "")
     }
 
+    pub(crate) fn file_unwritable(path: &Path, error: &io::Error) -> Self {
+        let fact = format!("{}: {error}", path.display());
+        Self::of(Cause::Local("file-unwritable"), fact, "")
+    }
+
     pub(crate) fn inside_runtime() -> Self {
         let fact = "the blocking client was called from async code";
         let remedy = "use blindai_client::Client there";
@@ -300,6 +305,12 @@ impl ClientError {
         let remedy =
             "fetch it yourself, or have the server's operator check its collateral service";
         Self::of(Cause::Unproven("collateral-missing"), fact, remedy)
+    }
+
+    pub(crate) fn receipt_missing() -> Self {
+        let fact = "the server gave no receipt, or none that can be read";
+        let remedy = "use a client and a server of the same version";
+        Self::of(Cause::Unproven("receipt-missing"), fact, remedy)
     }
 
     /// The error in a refusal, or one made up from its status when the body is not ours.

@@ -106,7 +106,7 @@ impl From<Broken> for ClientError {
 pub(crate) struct Head {
     pub method: Method,
     pub path: Uri,
-    pub header: Option<(HeaderName, HeaderValue)>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Head {
@@ -115,7 +115,7 @@ impl Head {
             method,
             // Paths are built from checked names and hexadecimal digits only.
             path: path.parse().expect("a path of checked parts"),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Head {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.path.clone();
         request.headers_mut().insert(HOST, host.clone());
-        if let Some((name, value)) = &self.header {
+        for (name, value) in &self.headers {
             request.headers_mut().insert(name, value.clone());
         }
         request

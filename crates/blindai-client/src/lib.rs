@@ -39,20 +39,25 @@ mod error;
 mod http1;
 mod kept;
 mod legacy;
+mod receipt;
 mod trust;
 mod upload;
 
 pub use address::DEFAULT_PORT;
 pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
+pub use blindai_core::receipt::{ReceiptNonce, ReceiptRequest, Statement};
 pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor,
 };
-pub use blindai_verify::{Policy, PolicyError, Rejection, VerifiedReport};
+pub use blindai_verify::{
+    ExpectedReceipt, Policy, PolicyError, Rejection, VerifiedReceipt, VerifiedReport,
+};
 pub use client::{Client, ConnectOptions, PreparedRequest};
 pub use connector::{Connection, Connector, Failure, Trust};
 pub use error::{ClientError, ErrorKind};
 pub use kept::{is_simulated, judge_kept};
 pub use legacy::SignedAnswer;
+pub use receipt::{Receipt, evidence_beside};
 pub use trust::Protocol;
 pub use upload::{Progress, Upload};

@@ -97,13 +97,25 @@ pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// A connection that ends inside a TEE which the policy accepts: user data may go here.
 pub(crate) struct Channel {
     wire: Wire,
-    report: Arc<VerifiedReport>,
+    proof: Proof,
+}
+
+/// A report, and the evidence that it is about.
+#[derive(Clone)]
+pub(crate) struct Proof {
+    pub report: Arc<VerifiedReport>,
+    pub evidence: Arc<EvidenceDocument>,
 }
 
 impl Channel {
     /// What the server proved for this connection.
+    pub fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// The report of it.
     pub fn report(&self) -> &Arc<VerifiedReport> {
-        &self.report
+        &self.proof.report
     }
 
     /// Sends a request and collects its answer, of at most `limit` bytes.
@@ -189,7 +201,7 @@ impl Dialer {
     /// # Errors
     /// Of kind `Attestation` when the server does not prove itself, `Connection` when it cannot be
     /// reached within the connect timeout.
-    pub async fn attest(&self) -> Result<(Channel, EvidenceDocument), ClientError> {
+    pub async fn attest(&self) -> Result<Channel, ClientError> {
         let dialed = async { self.dial(Protocol::Http1).await?.prove(self).await };
         self.in_time(dialed).await
     }
@@ -198,14 +210,14 @@ impl Dialer {
     ///
     /// # Errors
     /// As for [`Dialer::attest`].
-    pub async fn open(&self, known: Arc<VerifiedReport>) -> Result<Channel, ClientError> {
+    pub async fn open(&self, known: Proof) -> Result<Channel, ClientError> {
         let dialed = async {
             let connection = self.dial(Protocol::Http1).await?;
-            if connection.is_covered_by(&known, (self.clock)()) {
-                let (wire, report) = (connection.wire(self).await?, known);
-                return Ok(Channel { wire, report });
+            if connection.is_covered_by(&known.report, (self.clock)()) {
+                let (wire, proof) = (connection.wire(self).await?, known);
+                return Ok(Channel { wire, proof });
             }
-            Ok(connection.prove(self).await?.0)
+            connection.prove(self).await
         };
         self.in_time(dialed).await
     }
@@ -248,7 +260,11 @@ impl Dialer {
         })
     }
 
-    fn nonce(&self) -> Result<Nonce, ClientError> {
+    /// 32 bytes that nobody can foresee.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub fn nonce(&self) -> Result<Nonce, ClientError> {
         let mut bytes = [0; 32];
         let filled = self.random.fill(&mut bytes);
         filled.map_err(|_| ClientError::no_randomness())?;
@@ -274,7 +290,7 @@ impl Unproven {
     }
 
     /// Step 2.
-    async fn prove(self, dialer: &Dialer) -> Result<(Channel, EvidenceDocument), ClientError> {
+    async fn prove(self, dialer: &Dialer) -> Result<Channel, ClientError> {
         let nonce = dialer.nonce()?;
         let tls_spki_sha256 = self.tls_spki_sha256();
         let mut wire = self.wire(dialer).await?;
@@ -295,8 +311,9 @@ impl Unproven {
         let evidence = document.evidence();
         match blindai_verify::verify(&evidence, collateral, &binding, &dialer.policy, now) {
             Ok(report) => {
-                let report = Arc::new(report);
-                Ok((Channel { wire, report }, document))
+                let (report, evidence) = (Arc::new(report), Arc::new(document));
+                let proof = Proof { report, evidence };
+                Ok(Channel { wire, proof })
             }
             Err(rejection) => Err(ClientError::rejected(rejection, document)),
         }

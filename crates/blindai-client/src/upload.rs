@@ -4,13 +4,14 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion};
+use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, api};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::ClientError;
+use crate::client::model_path;
 use crate::http1::Outgoing;
 
 /// Called with the bytes sent so far and the bytes in all, from the thread that sends.
@@ -20,6 +21,7 @@ pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 pub struct Upload {
     pub(crate) name: ModelName,
     pub(crate) version: Option<ModelVersion>,
+    pub(crate) replaces: bool,
     source: Source,
     progress: Option<Progress>,
 }
@@ -46,16 +48,32 @@ impl Upload {
         self
     }
 
+    /// Takes the place of other content that the version holds, without a gap: requests get the old
+    /// answer or the new one. Needs a [version](Self::version).
+    pub fn replace(mut self, replaces: bool) -> Self {
+        self.replaces = replaces;
+        self
+    }
+
     /// Calls `progress` as the upload goes on.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = Some(progress);
         self
     }
 
+    pub(crate) fn path(&self) -> String {
+        let path = model_path(api::MODELS, &self.name, self.version.as_ref());
+        match self.replaces {
+            true => format!("{path}?{}", api::REPLACE),
+            false => path,
+        }
+    }
+
     fn new(name: &ModelName, source: Source) -> Self {
         Self {
             name: name.clone(),
             version: None,
+            replaces: false,
             source,
             progress: None,
         }
@@ -81,7 +99,8 @@ impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Upload");
         out.field("name", &self.name)
-            .field("version", &self.version);
+            .field("version", &self.version)
+            .field("replaces", &self.replaces);
         match &self.source {
             Source::File(path) => out.field("file", path),
             Source::Bytes(bytes) => out.field("bytes", &bytes.len()),
@@ -187,6 +206,15 @@ const CHUNKS_AHEAD: usize = 4;
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_upload_replaces_only_when_it_is_told_to() {
+        let name = "m".parse().unwrap();
+        let upload = || Upload::bytes(&name, vec![1]).version("7".parse().unwrap());
+        assert_eq!(upload().path(), "/v1/models/m/versions/7");
+        let replacing = upload().replace(true).path();
+        assert_eq!(replacing, "/v1/models/m/versions/7?replace=true");
+    }
+
     fn info(digest: Digest) -> ModelInfo {
         ModelInfo {
             name: "m".parse().unwrap(),
@@ -196,6 +224,7 @@ mod tests {
             signature: blindai_core::Signature::default(),
             engine: blindai_core::EngineKind::OnnxRuntime,
             uploaded_at: 0,
+            loaded: true,
             metrics_slot: None,
         }
     }

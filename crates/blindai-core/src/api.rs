@@ -6,6 +6,8 @@ use crate::ModelInfo;
 
 /// The path of the models API.
 pub const MODELS: &str = "/v1/models";
+/// The query of an upload to a version whose content may be replaced.
+pub const REPLACE: &str = "replace=true";
 /// The path of fresh evidence; takes `?nonce=<64 hex>`.
 pub const ATTESTATION: &str = "/v1/attestation";
 /// Announces or answers a body's digest (RFC 9530): `sha-256=:<base64>:`.

@@ -177,10 +177,11 @@ impl fmt::Display for ClaimsError {
 
 impl std::error::Error for ClaimsError {}
 
-struct Entries(Vec<(Value, Value)>);
+/// The entries of a map of claims, none of them twice.
+pub(crate) struct Entries(Vec<(Value, Value)>);
 
 impl Entries {
-    fn new(entries: Vec<(Value, Value)>) -> Result<Self, ClaimsError> {
+    pub(crate) fn new(entries: Vec<(Value, Value)>) -> Result<Self, ClaimsError> {
         // Each is compared with all before it, and whoever wrote them chose how many there are.
         if entries.len() > CLAIMS {
             return Err(ClaimsError::TooMany);
@@ -212,7 +213,7 @@ impl Entries {
         self.optional(key, |value| Some(value.as_text()?.to_owned()))
     }
 
-    fn optional<T>(
+    pub(crate) fn optional<T>(
         &self,
         key: &'static str,
         read: impl Fn(&Value) -> Option<T>,

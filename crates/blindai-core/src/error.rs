@@ -211,7 +211,7 @@ codes! {
     /// No model of this name and version.
     ModelNotFound = "model-not-found", NotFound, "list the models with GET /v1/models";
     /// The name and version hold other content.
-    ModelExists = "model-exists", Conflict, "leave the version out to get the next one, or delete the old model first";
+    ModelExists = "model-exists", Conflict, "leave the version out to get the next one, or ask for the old content to be replaced";
     /// The uploaded bytes do not have the announced digest.
     DigestMismatch = "digest-mismatch", InvalidRequest, "upload again; the bytes changed on the way";
     /// The body ended before it was complete.
@@ -230,6 +230,8 @@ codes! {
     DeadlineExceeded = "deadline-exceeded", Timeout, "send a smaller batch, or raise limits.request_seconds";
     /// The server is starting or stopping.
     NotReady = "not-ready", Unavailable, "try again later";
+    /// The content of a model that had left memory cannot be read again.
+    ModelUnavailable = "model-unavailable", Unavailable, "have the operator put the model's file back";
     /// A fault of the server.
     Internal = "internal", Internal, "report it with the request id";
 }

@@ -5,6 +5,7 @@
 //!   hardware signs over it.
 //! - [`Evidence`] and [`EvidenceDocument`]: the quote with the claims it binds, in the TLS
 //!   certificate and in a file.
+//! - [`receipt`]: what the server states of one inference or upload, signed.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
 //! - [`legacy`]: those of BlindAI 0.3.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
@@ -21,6 +22,7 @@ mod evidence;
 pub mod legacy;
 mod model;
 pub mod oip;
+pub mod receipt;
 pub mod simulation;
 mod tensor;
 mod text;

@@ -268,10 +268,18 @@ pub struct ModelInfo {
     pub engine: EngineKind,
     /// When the upload was complete, in seconds since 1970.
     pub uploaded_at: u64,
+    /// Whether it is in memory. Otherwise the next request for it is answered when it is again.
+    #[serde(default = "loaded")]
+    pub loaded: bool,
     /// The number under which the server's metrics count this model, `model="3"`, so that they need
     /// not name it. `None` where there are no metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_slot: Option<u32>,
+}
+
+/// Of servers that say nothing of it: what they hold is in memory.
+fn loaded() -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::nowhere::Nowhere;
 use crate::process::Worker;
 use crate::protocol::Failure;
 use crate::queue::{Pushed, Queue};
-use crate::{Barriers, Caller, EngineOptions, Isolation, ModelFile, batch, runtime};
+use crate::{Barriers, Caller, EngineOptions, Isolation, ModelFile, ModelOptions, batch, runtime};
 
 /// Loads models. Cheap to share; needs a Tokio runtime with I/O and time.
 pub struct Engine {
@@ -29,10 +29,7 @@ impl Engine {
     /// [`Code::Internal`] when the library is missing or another build, this program was built without
     /// tract and the options choose it, or an option cannot be.
     pub fn new(options: EngineOptions) -> Result<Self> {
-        if options.threads == 0 || options.input_bytes == 0 || options.output_bytes == 0 {
-            let fact = "threads, input_bytes and output_bytes must be at least 1";
-            return Err(Error::new(Code::Internal, fact));
-        }
+        check_options(&options)?;
         if options.kind == EngineKind::Tract && !TRACT {
             return Err(no_tract());
         }
@@ -62,32 +59,35 @@ impl Engine {
         }
     }
 
-    /// Starts the workers of the model and waits until they can run, on the engine of the options.
+    /// Starts the workers of the model and waits until they can run, as the options say.
     ///
     /// # Errors
-    /// As [`Engine::load_on`].
+    /// As [`Engine::load_with`].
     pub async fn load(&self, file: Arc<ModelFile>) -> Result<LoadedModel> {
-        self.load_on(self.context.options.kind, file).await
+        let own = self.context.options.of_a_model();
+        self.load_with(&own, file).await
     }
 
-    /// As [`Engine::load`], on an engine of the caller's choice.
+    /// As [`Engine::load`], with options of the model's own.
     ///
     /// # Errors
     /// [`Code::ModelInvalid`], [`Code::ModelUnsupported`], [`Code::ModelMemory`]: the model;
     /// [`Code::WorkerCrashed`] or [`Code::DeadlineExceeded`] when loading killed the worker or took
-    /// too long; [`Code::Internal`]: the system.
-    pub async fn load_on(&self, kind: EngineKind, file: Arc<ModelFile>) -> Result<LoadedModel> {
-        let (first, signature) = Lane::first(&self.context, kind, &file).await?;
-        let workers = self.context.options.workers.max(1);
+    /// too long; [`Code::Internal`]: the system, or an option cannot be.
+    pub async fn load_with(&self, own: &ModelOptions, file: Arc<ModelFile>) -> Result<LoadedModel> {
+        let options = self.context.options.with(own);
+        check_options(&options)?;
+        let (first, signature) = Lane::first(&self.context, &options, &file).await?;
+        let workers = options.workers.max(1);
         let shared = Arc::new(Shared {
-            batchable: self.context.options.batching.is_some() && batch::is_batchable(&signature),
-            queue: Queue::new(self.context.options.queue, workers),
+            batchable: options.batching.is_some() && batch::is_batchable(&signature),
+            queue: Queue::new(options.queue, workers),
             pids: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             running: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
             context: self.context.clone(),
-            kind,
+            options,
             file,
             signature,
         });
@@ -96,7 +96,7 @@ impl Engine {
         for number in 0..workers {
             let worker = match worker.take() {
                 Some(worker) => worker,
-                None => self.context.start(kind, &shared.file).await?.0,
+                None => self.context.start(&shared.options, &shared.file).await?.0,
             };
             lanes.spawn(Lane::new(shared.clone(), number, worker).serve());
         }
@@ -135,7 +135,7 @@ pub struct Stages {
 }
 
 /// How a model stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ModelStatus {
     pub queued: usize,
     pub running: usize,
@@ -149,6 +149,11 @@ pub struct ModelStatus {
 }
 
 impl LoadedModel {
+    /// The file it was loaded from.
+    pub fn file(&self) -> &ModelFile {
+        &self.shared.file
+    }
+
     /// The inputs the model takes and the outputs it gives.
     pub fn signature(&self) -> &Signature {
         &self.shared.signature
@@ -230,22 +235,23 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) async fn start(
         &self,
-        kind: EngineKind,
+        options: &EngineOptions,
         file: &ModelFile,
     ) -> Result<(Worker, Signature)> {
-        let library = match kind {
+        let library = match options.kind {
             EngineKind::OnnxRuntime => Some(self.library.as_ref().ok_or_else(no_library)?),
             EngineKind::Tract if TRACT => None,
             EngineKind::Tract => return Err(no_tract()),
         };
-        Worker::start(&self.options, kind, library, &self.nowhere, file).await
+        Worker::start(options, library, &self.nowhere, file).await
     }
 }
 
 /// What a model's lanes share.
 pub(crate) struct Shared {
     pub context: Arc<Context>,
-    pub kind: EngineKind,
+    /// Those of the engine, with the model's own in their places.
+    pub options: EngineOptions,
     pub file: Arc<ModelFile>,
     pub signature: Signature,
     pub queue: Queue<Job>,
@@ -277,7 +283,7 @@ impl Shared {
             caller,
             reply,
         };
-        let (bytes, limit) = (job.input_bytes(), self.context.options.input_bytes);
+        let (bytes, limit) = (job.input_bytes(), self.options.input_bytes);
         if bytes > limit {
             let fact = format!("the inputs take {bytes} bytes, the limit is {limit}");
             return Err(Error::new(Code::BodyTooLarge, fact));
@@ -324,7 +330,7 @@ impl Shared {
     }
 
     pub(crate) fn failure(&self, failure: Failure) -> Error {
-        let options = &self.context.options;
+        let options = &self.options;
         match failure {
             Failure::Memory => {
                 let limit = options.memory_bytes;
@@ -380,6 +386,14 @@ pub(crate) fn busy<T>(bytes: u64, copy: impl FnOnce() -> T) -> T {
         true => tokio::task::block_in_place(copy),
         false => copy(),
     }
+}
+
+fn check_options(options: &EngineOptions) -> Result<()> {
+    if options.threads == 0 || options.input_bytes == 0 || options.output_bytes == 0 {
+        let fact = "threads, input_bytes and output_bytes must be at least 1";
+        return Err(Error::new(Code::Internal, fact));
+    }
+    Ok(())
 }
 
 fn no_folder(error: std::io::Error) -> Error {

@@ -9,16 +9,14 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use blindai_core::{
-    Code, DType, Dim, EngineKind, Error, NamedTensor, Result, Signature, Tensor, TensorSpec,
-};
+use blindai_core::{Code, DType, Dim, Error, NamedTensor, Result, Signature, Tensor, TensorSpec};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::engine::{Answer, Context, Shared, Stages, busy};
 use crate::process::{Ended, Trouble, Worker};
 use crate::protocol::{ALIGNMENT, Place, Run};
-use crate::{Batching, Caller, ModelFile, batch};
+use crate::{Batching, Caller, EngineOptions, ModelFile, batch};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -64,12 +62,12 @@ impl Lane {
     /// As for [`Worker::start`].
     pub(crate) async fn first(
         context: &Context,
-        kind: EngineKind,
+        options: &EngineOptions,
         file: &ModelFile,
     ) -> Result<(Worker, Signature)> {
-        let (mut worker, signature) = context.start(kind, file).await?;
-        if context.options.warm_up && !warm_up(&mut worker, &signature).await {
-            return context.start(kind, file).await;
+        let (mut worker, signature) = context.start(options, file).await?;
+        if options.warm_up && !warm_up(&mut worker, &signature).await {
+            return context.start(options, file).await;
         }
         Ok((worker, signature))
     }
@@ -101,7 +99,7 @@ impl Lane {
     /// Adds what fits to a request, as long as it may wait.
     async fn gather(&self, first: Job) -> Vec<Job> {
         let queue = &self.shared.queue;
-        let (Some(policy), Some(rows)) = (&self.shared.context.options.batching, first.rows) else {
+        let (Some(policy), Some(rows)) = (&self.shared.options.batching, first.rows) else {
             return vec![first];
         };
         let until = first.arrived + policy.max_delay;
@@ -127,7 +125,7 @@ impl Lane {
             .is_some_and(|rows| group.rows.saturating_add(rows) <= policy.max_rows);
         let bytes = group.bytes.saturating_add(job.input_bytes());
         rows && (policy.across_callers || caller == first.caller)
-            && bytes <= self.shared.context.options.input_bytes
+            && bytes <= self.shared.options.input_bytes
             && job.outputs == first.outputs
             && batch::fit_together(&first.inputs, &job.inputs)
     }
@@ -210,7 +208,7 @@ impl Lane {
 
     async fn start(&mut self) -> Result<()> {
         let shared = &self.shared;
-        let started = shared.context.start(shared.kind, &shared.file).await;
+        let started = shared.context.start(&shared.options, &shared.file).await;
         let same = started.and_then(|(worker, signature)| {
             let other = || Error::new(Code::Internal, "the restarted model has another signature");
             (signature == shared.signature)
@@ -274,7 +272,7 @@ impl Lane {
     async fn abandon(&mut self) -> Trouble {
         if let Some(worker) = &mut self.worker {
             worker.cancel();
-            let grace = self.shared.context.options.grace;
+            let grace = self.shared.options.grace;
             let heeded = tokio::time::timeout(grace, worker.answer()).await;
             if !matches!(heeded, Ok(Ok(_))) {
                 self.worker = None;
@@ -379,7 +377,7 @@ fn read_outputs(
     places: &[Place],
     jobs: &[Job],
 ) -> Result<Vec<Vec<NamedTensor>>, Trouble> {
-    let limit = shared.context.options.output_bytes;
+    let limit = shared.options.output_bytes;
     let total = places
         .iter()
         .try_fold(0u64, |sum, place| sum.checked_add(place.bytes));

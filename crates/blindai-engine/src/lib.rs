@@ -59,7 +59,7 @@ pub use blindai_core::EngineKind;
 pub use engine::{Answer, Engine, LoadedModel, ModelStatus, Stages, TRACT};
 pub use isolation::{Barriers, Isolation};
 pub use model_file::{ModelFile, ModelWriter};
-pub use options::{Batching, EngineOptions, WorkerCommand};
+pub use options::{Batching, EngineOptions, ModelOptions, WorkerCommand};
 pub use queue::Caller;
 pub use runtime::ONNXRUNTIME_SHA256;
 pub use worker::confine::Left;

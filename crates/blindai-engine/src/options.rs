@@ -10,7 +10,7 @@ use crate::{Isolation, WORKER_ARGUMENT};
 /// How models are run. Every limit holds per model.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// What runs a model, unless it is loaded [on another](crate::Engine::load_on).
+    /// What runs a model, unless it has [options of its own](ModelOptions).
     pub kind: EngineKind,
     /// The ONNX Runtime library. Only the build with the digest
     /// [`ONNXRUNTIME_SHA256`](crate::ONNXRUNTIME_SHA256) is accepted. Without it nothing is looked
@@ -74,6 +74,42 @@ impl EngineOptions {
             grace: Duration::from_millis(500),
             queue: 128,
             spinning: true,
+        }
+    }
+}
+
+/// What a model may have of its own, in the place of what all have.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    pub kind: EngineKind,
+    pub workers: usize,
+    pub threads: usize,
+    pub warm_up: bool,
+    pub batching: Option<Batching>,
+}
+
+impl EngineOptions {
+    /// What a model gets that has nothing of its own.
+    pub fn of_a_model(&self) -> ModelOptions {
+        ModelOptions {
+            kind: self.kind,
+            workers: self.workers,
+            threads: self.threads,
+            warm_up: self.warm_up,
+            batching: self.batching.clone(),
+        }
+    }
+
+    /// These, with the model's own in their places.
+    pub(crate) fn with(&self, own: &ModelOptions) -> Self {
+        let own = own.clone();
+        Self {
+            kind: own.kind,
+            workers: own.workers,
+            threads: own.threads,
+            warm_up: own.warm_up,
+            batching: own.batching,
+            ..self.clone()
         }
     }
 }

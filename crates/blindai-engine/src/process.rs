@@ -9,7 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-use blindai_core::{Code, EngineKind, Error, Result, Signature};
+use blindai_core::{Code, Error, Result, Signature};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -66,13 +67,12 @@ impl Worker {
     /// What is wrong with the model, or what the system refuses.
     pub(crate) async fn start(
         options: &EngineOptions,
-        engine: EngineKind,
         library: Option<&OwnedFd>,
         nowhere: &Nowhere,
         model: &ModelFile,
     ) -> Result<(Self, Signature)> {
         let (mut worker, cancel) = Self::spawn(options, nowhere, &[]).await?;
-        worker.set_up(options, engine, library, model, &cancel)?;
+        worker.set_up(options, library, model, &cancel)?;
         drop(cancel);
         let timeout = options.load_timeout;
         match tokio::time::timeout(timeout, worker.receive()).await {
@@ -212,13 +212,12 @@ impl Worker {
     fn set_up(
         &self,
         options: &EngineOptions,
-        engine: EngineKind,
         library: Option<&OwnedFd>,
         model: &ModelFile,
         cancel: &OwnedFd,
     ) -> Result<()> {
         let setup = encode(&Setup {
-            engine,
+            engine: options.kind,
             threads: options.threads,
             spinning: options.spinning,
             memory_bytes: options.memory_bytes,
@@ -240,9 +239,12 @@ impl Worker {
         let mut rights = SendAncillaryBuffer::new(&mut space);
         rights.push(SendAncillaryMessage::ScmRights(&descriptors));
         let message = [IoSlice::new(&setup)];
-        rustix::net::sendmsg(&self.control, &message, &mut rights, SendFlags::NOSIGNAL)
-            .map_err(|error| no_worker(error.into()))?;
-        Ok(())
+        match rustix::net::sendmsg(&self.control, &message, &mut rights, SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(()),
+            // Killed from outside: it has not seen the model yet.
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED) => Err(died_starting()),
+            Err(error) => Err(no_worker(error.into())),
+        }
     }
 
     async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Trouble> {
@@ -432,6 +434,14 @@ fn died_loading(ended: &Ended) -> Error {
     let fact = format!("the model killed its worker while loading ({ended})");
     Error::new(Code::WorkerCrashed, fact)
         .with_remedy("check the file with onnx.checker and export it again")
+}
+
+fn died_starting() -> Error {
+    Error::new(
+        Code::WorkerCrashed,
+        "the worker ended before it was given the model",
+    )
+    .with_remedy("try again")
 }
 
 fn no_worker(error: io::Error) -> Error {

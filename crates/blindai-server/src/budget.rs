@@ -52,6 +52,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// What is taken.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes `more` bytes; false when they are not left, and then nothing is taken.
     #[must_use]
     pub fn grow(&mut self, more: u64) -> bool {

@@ -4,7 +4,6 @@
 //! machine with 16 GiB. Everything here is covered by [`Config::digest`], which stands in the
 //! evidence, because the one who writes this file is the adversary.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -12,13 +11,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blindai_collateral::{CollateralError, Source};
-use blindai_core::{Digest, EngineKind, ModelName, Tee};
+use blindai_core::{Digest, EngineKind, Tee};
 use blindai_engine::Isolation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::telemetry::Endpoint;
+
+mod models;
+
+pub use models::{ModelConfig, options};
 
 /// The longest time, in seconds: beyond it, adding to the clock would overflow one day.
 const YEAR: u64 = 365 * 24 * 3600;
@@ -35,6 +38,7 @@ pub struct Config {
     pub tee: TeeConfig,
     pub collateral: CollateralConfig,
     pub engine: EngineConfig,
+    pub models: Vec<ModelConfig>,
     pub limits: Limits,
     pub legacy: LegacyConfig,
     pub log: Log,
@@ -117,10 +121,8 @@ impl CollateralConfig {
 /// `[engine]`: what runs the models.
 #[derive(Clone, Debug, Serialize)]
 pub struct EngineConfig {
-    /// `onnxruntime` or `tract`, for every model that has no override. Default `onnxruntime`.
+    /// `onnxruntime` or `tract`, for every model that has none of its own. Default `onnxruntime`.
     pub kind: EngineKind,
-    /// Models that run on another engine.
-    pub overrides: Vec<EngineOverride>,
     /// The ONNX Runtime library; its SHA-256 is pinned in the program. Not looked at when every model
     /// runs on tract. Default: the file `libonnxruntime.so.1.28.0` beside the program.
     pub onnxruntime: Option<PathBuf>,
@@ -151,34 +153,6 @@ pub struct BatchingConfig {
     pub max_delay_ms: u64,
     /// Whether only requests of one caller meet in a batch. Default true.
     pub strict: bool,
-}
-
-/// `[[engine.overrides]]`: the engine of one model, in all its versions.
-#[derive(Clone, Debug, Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EngineOverride {
-    /// The name under which the model is uploaded.
-    pub model: ModelName,
-    pub kind: EngineKind,
-}
-
-impl EngineConfig {
-    /// What runs the model of this name.
-    pub fn kind_of(&self, model: &ModelName) -> EngineKind {
-        let own = self.overrides.iter().find(|own| own.model == *model);
-        own.map_or(self.kind, |own| own.kind)
-    }
-
-    /// Whether any model may run on this engine.
-    pub fn uses(&self, kind: EngineKind) -> bool {
-        self.kind == kind || self.overrides.iter().any(|own| own.kind == kind)
-    }
-
-    fn is_contradictory(&self) -> bool {
-        let names = self.overrides.iter().map(|own| own.model.as_str());
-        let names: HashSet<_> = names.collect();
-        names.len() < self.overrides.len()
-    }
 }
 
 /// `[limits]`: all are checked before memory is taken.
@@ -311,7 +285,7 @@ impl Config {
     }
 
     fn read(root: &mut Section) -> Self {
-        Self {
+        let mut config = Self {
             listen: root.section("listen", |s| Listen {
                 attested: s.get("attested", loopback(50051)),
                 public: s.get("public", loopback(50052)),
@@ -333,19 +307,17 @@ impl Config {
             }),
             engine: root.section("engine", |s| EngineConfig {
                 kind: s.get("kind", EngineKind::OnnxRuntime),
-                overrides: s.get("overrides", Vec::new()),
                 onnxruntime: s.optional("onnxruntime"),
                 workers: s.within("workers", 1, 1..=1024),
                 threads: s.within("threads", 0, 0..=COUNT),
                 spinning: s.get("spinning", true),
                 warm_up: s.get("warm_up", true),
                 isolation: s.get("isolation", Isolation::Filtered),
-                batching: s.section("batching", |s| BatchingConfig {
-                    max_rows: s.within("max_rows", 1, 1..=COUNT),
-                    max_delay_ms: s.within("max_delay_ms", 0, 0..=60_000),
-                    strict: s.get("strict", true),
+                batching: s.section("batching", |s| {
+                    BatchingConfig::read(s, &BatchingConfig::default())
                 }),
             }),
+            models: Vec::new(),
             limits: root.section("limits", Limits::read),
             legacy: root.section("legacy", |s| LegacyConfig {
                 enabled: s.get("enabled", true),
@@ -362,7 +334,10 @@ impl Config {
                 endpoint: s.optional("endpoint"),
                 sample_ratio: s.within("sample_ratio", 1.0, 0.0..=1.0),
             }),
-        }
+        };
+        let engine = &config.engine;
+        config.models = root.list("models", |s| ModelConfig::read(s, engine));
+        config
     }
 
     fn contradictions(&self) -> Vec<String> {
@@ -373,9 +348,7 @@ impl Config {
         if self.limits.body_bytes > self.limits.inflight_bytes {
             errors.push("limits.body_bytes is more than limits.inflight_bytes".to_owned());
         }
-        if self.engine.is_contradictory() {
-            errors.push("engine.overrides names a model twice".to_owned());
-        }
+        errors.extend(self.contradictory_models());
         if let Some(Err(fact)) = self.traces.endpoint.as_deref().map(Endpoint::parse) {
             errors.push(format!("traces.endpoint: {fact}"));
         }
@@ -386,6 +359,26 @@ impl Config {
             errors.push("listen.attested and listen.public are the same address".to_owned());
         }
         errors
+    }
+}
+
+impl BatchingConfig {
+    fn read(s: &mut Section, default: &Self) -> Self {
+        Self {
+            max_rows: s.within("max_rows", default.max_rows, 1..=COUNT),
+            max_delay_ms: s.within("max_delay_ms", default.max_delay_ms, 0..=60_000),
+            strict: s.get("strict", default.strict),
+        }
+    }
+}
+
+impl Default for BatchingConfig {
+    fn default() -> Self {
+        Self {
+            max_rows: 1,
+            max_delay_ms: 0,
+            strict: true,
+        }
     }
 }
 
@@ -484,14 +477,27 @@ impl Section {
     }
 
     fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Section) -> T) -> T {
-        let table = match self.table.remove(key) {
-            Some(Value::Table(table)) => table,
-            Some(_) => {
+        let value = self.table.remove(key);
+        self.enter(key, value.unwrap_or_else(|| Table::new().into()), read)
+    }
+
+    /// Each table of a list; those that cannot be read are left out, with an error.
+    fn list<T>(&mut self, key: &str, read: impl Fn(&mut Section) -> Option<T>) -> Vec<T> {
+        let values: Vec<Value> = self.get(key, Vec::new());
+        let values = values.into_iter().enumerate();
+        values
+            .filter_map(|(number, value)| self.enter(&format!("{key}[{number}]"), value, &read))
+            .collect()
+    }
+
+    fn enter<T>(&mut self, key: &str, value: Value, read: impl FnOnce(&mut Section) -> T) -> T {
+        let table = match value {
+            Value::Table(table) => table,
+            _ => {
                 self.errors
                     .push(format!("{}{key}: not a table", self.prefix));
                 Table::new()
             }
-            None => Table::new(),
         };
         let mut section = Section {
             prefix: format!("{}{key}.", self.prefix),
@@ -500,6 +506,17 @@ impl Section {
         let value = read(&mut section);
         self.errors.extend(section.finish());
         value
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    fn required<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        if !self.has(key) {
+            self.errors.push(format!("{}{key}: missing", self.prefix));
+        }
+        self.optional(key)
     }
 
     fn optional<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
@@ -526,13 +543,20 @@ impl Section {
     where
         T: DeserializeOwned + PartialOrd + fmt::Display,
     {
-        let value = self.get(key, default);
+        self.optional_within(key, range).unwrap_or(default)
+    }
+
+    fn optional_within<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: DeserializeOwned + PartialOrd + fmt::Display,
+    {
+        let value = self.optional(key)?;
         if !range.contains(&value) {
             let (prefix, least, most) = (&self.prefix, range.start(), range.end());
             self.errors
                 .push(format!("{prefix}{key} = {value}: from {least} to {most}"));
         }
-        value
+        Some(value)
     }
 
     fn finish(self) -> Vec<String> {
@@ -607,7 +631,8 @@ mod tests {
             "[limits]\nqueue = 7",
             "[engine]\nthreads = 3",
             "[engine]\nkind = 'tract'",
-            "[[engine.overrides]]\nmodel = 'm'\nkind = 'tract'",
+            "[[models]]\nname = 'm'\nkind = 'tract'",
+            "[[models]]\nname = 'm'\npath = 'm.onnx'",
             "[engine]\nisolation = 'full'",
             "[engine.batching]\nstrict = false",
             "[tls]\nfolder = 'x'",
@@ -622,27 +647,11 @@ mod tests {
     }
 
     #[test]
-    fn a_model_may_have_an_engine_of_its_own() {
-        let text = "[[engine.overrides]]\nmodel = 'small'\nkind = 'tract'";
-        let engine = Config::from_toml(text).unwrap().engine;
-        let kind = |name: &str| engine.kind_of(&name.parse().unwrap());
-        assert_eq!(kind("small"), EngineKind::Tract);
-        assert_eq!(kind("smaller"), EngineKind::OnnxRuntime);
-        assert!(engine.uses(EngineKind::Tract) && engine.uses(EngineKind::OnnxRuntime));
-        let engine = Config::from_toml("[engine]\nkind = 'tract'")
-            .unwrap()
-            .engine;
-        assert!(!engine.uses(EngineKind::OnnxRuntime));
-    }
-
-    #[test]
     fn contradictions_are_refused() {
         for text in [
             "[limits]\nmodel_bytes = 9000000000000",
             "[collateral]\nsource = 'ftp://x'",
-            "[engine]\noverrides = [{model = 'm', kind = 'tract'}, {model = 'm', kind = 'tract'}]",
-            "[engine]\noverrides = [{model = 'm', kind = 'tract', threads = 1}]",
-            "[engine]\noverrides = [{model = 'a/b', kind = 'tract'}]",
+            "[[models]]\nname = 'm'\n[[models]]\nname = 'm'",
             "[engine]\nkind = 'tensorflow'",
             "[traces]\nendpoint = 'https://x'",
             "[traces]\nsample_ratio = 1.5",

@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use blindai_core::receipt::{Deed, ReceiptRequest, Statement};
 use blindai_core::{
     Claims, Code, CollateralState, CollateralStatus, Digest, Error, Evidence, EvidenceDocument,
-    Nonce, ReportData, Result, Tee,
+    ModelName, ModelVersion, Nonce, ReportData, Result, Tee,
 };
 use blindai_tee::Attester;
 use rcgen::{
@@ -71,6 +72,10 @@ impl Keyset {
             receipt: Ed25519KeyPair::generate().map_err(|_| no_key())?,
             hpke: PrivateKey::generate(&X25519).map_err(|_| no_key())?,
         })
+    }
+
+    fn tls_spki_sha256(&self) -> [u8; 32] {
+        *Digest::of(&self.tls.subject_public_key_info()).as_bytes()
     }
 
     fn receipt_key(&self) -> Option<[u8; 32]> {
@@ -177,12 +182,39 @@ impl Identity {
 
     /// Signs with the receipt key, which the evidence names.
     ///
-    /// Clients of 0.3 verify the signature of nothing but the message. So whatever else this key may
-    /// come to sign must not be readable as such a message, nor the other way round.
+    /// Clients of 0.3 verify the signature of nothing but the message, so whatever else this key signs
+    /// must not be readable as one. A receipt is not: what is signed of it begins with a CBOR list of
+    /// four, where a message has the key of a field.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let signature = self.keys.receipt.sign(message);
         let bytes = signature.as_ref().try_into();
         bytes.expect("a signature of Ed25519 has 64 bytes")
+    }
+
+    /// Signs a receipt: what was done with which model, beside what the claims say of this server.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it would be too long.
+    pub fn receipt(
+        &self,
+        wish: ReceiptRequest,
+        deed: Deed,
+        (model_name, model_version, model_digest): (ModelName, ModelVersion, Digest),
+    ) -> Result<Vec<u8>> {
+        let statement = Statement {
+            deed,
+            model_name,
+            model_version,
+            model_digest,
+            nonce: wish.nonce,
+            issued_at: unix_now(),
+            config_digest: self.config_digest,
+            replica: self.keys.tls_spki_sha256(),
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let key = &self.keys.receipt;
+        let sign = |bytes: &[u8]| key.sign(bytes).as_ref().to_vec();
+        statement.sign(key.public_key().as_ref(), sign)
     }
 
     /// How the collateral beside the evidence stands.
@@ -299,9 +331,8 @@ fn make_claims(
     nonce: Option<Nonce>,
 ) -> Claims {
     let now = SystemTime::now();
-    let spki = keys.tls.subject_public_key_info();
     Claims {
-        tls_spki_sha256: *Digest::of(&spki).as_bytes(),
+        tls_spki_sha256: keys.tls_spki_sha256(),
         receipt_key: keys.receipt_key(),
         hpke_key: keys.hpke_key(),
         config_digest: Some(config_digest),

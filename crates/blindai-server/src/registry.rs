@@ -3,39 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Result};
-use blindai_engine::LoadedModel;
+use blindai_core::{Code, Digest, Error, ModelName, ModelVersion, Result};
 
-use crate::budget::Reservation;
-use crate::statistics::Statistics;
-use crate::telemetry::ModelMetrics;
-
-/// A model that is ready to answer. It stays until its last request has ended.
-pub struct Model {
-    pub info: ModelInfo,
-    pub loaded: LoadedModel,
-    pub metrics: Arc<ModelMetrics>,
-    pub statistics: Statistics,
-    _memory: Reservation,
-}
-
-impl Model {
-    /// A model that occupies `memory` for as long as it is here.
-    pub fn new(
-        info: ModelInfo,
-        loaded: LoadedModel,
-        metrics: Arc<ModelMetrics>,
-        memory: Reservation,
-    ) -> Self {
-        Self {
-            info,
-            loaded,
-            metrics,
-            statistics: Statistics::default(),
-            _memory: memory,
-        }
-    }
-}
+use crate::model::Model;
 
 /// All models. The versions of a name stand in the order of their upload; the last is the one that
 /// answers when no version is asked for.
@@ -51,11 +21,13 @@ struct Versions {
     last: u64,
 }
 
+/// One of the two is there, or both.
 struct Slot {
     version: ModelVersion,
-    digest: Digest,
-    /// `None` while it loads.
+    /// What answers.
     model: Option<Arc<Model>>,
+    /// The content that loads, to take its place if there is one.
+    coming: Option<Digest>,
 }
 
 /// What becomes of an upload.
@@ -71,12 +43,14 @@ pub struct Place {
     registry: Arc<Registry>,
     name: ModelName,
     version: ModelVersion,
+    filled: bool,
 }
 
 impl Registry {
     /// Reserves a place for this content, or finds that it is already held.
     ///
-    /// Nothing is ever overwritten: without a version new content gets the next number.
+    /// Without a version new content gets the next number. Nothing is overwritten unless `replaces`
+    /// says so; then what the version holds goes on answering until the place is filled.
     ///
     /// # Errors
     /// [`Code::ModelExists`] when the version holds other content, [`Code::NotReady`] when it is
@@ -86,18 +60,21 @@ impl Registry {
         name: &ModelName,
         version: Option<&ModelVersion>,
         digest: Digest,
+        replaces: bool,
         limit: usize,
     ) -> Result<Claim> {
         let mut names = self.lock();
         let held: usize = names.values().map(|versions| versions.slots.len()).sum();
-        let versions = names.get(name);
-        let slots = versions.map_or(&[][..], |versions| &versions.slots);
-        let same = slots.iter().find(|slot| match version {
+        let mut slots = names.get_mut(name).into_iter().flat_map(|v| &mut v.slots);
+        let same = slots.find(|slot| match version {
             Some(version) => slot.version == *version,
-            None => slot.digest == digest,
+            None => slot.holds(digest),
         });
         if let Some(slot) = same {
-            return held_already(name, slot, digest);
+            return match slot.claim(name, digest, replaces)? {
+                Some(model) => Ok(Claim::Held(model)),
+                None => Ok(Claim::Reserved(self.place(name, slot.version.clone()))),
+            };
         }
         if held >= limit {
             let fact = format!("the server holds {held} models, limits.models is {limit}");
@@ -105,11 +82,7 @@ impl Registry {
         }
         let versions = names.entry(name.clone()).or_default();
         let version = versions.reserve(version, digest);
-        Ok(Claim::Reserved(Place {
-            registry: self.clone(),
-            name: name.clone(),
-            version,
-        }))
+        Ok(Claim::Reserved(self.place(name, version)))
     }
 
     /// The model of this name, in this version or the newest.
@@ -149,11 +122,11 @@ impl Registry {
         let key = names.keys().find(|key| key.as_str() == name).cloned();
         let key = key.ok_or_else(|| not_found(name, version))?;
         let slots = &mut names.entry(key.clone()).or_default().slots;
+        let named = |slot: &&mut Slot| version.is_none_or(|v| slot.version.as_str() == v);
+        let removed = slots.iter_mut().filter(named);
+        let removed: Vec<_> = removed.filter_map(|slot| slot.model.take()).collect();
         // What is loading belongs to its uploader until it is ready.
-        let goes = |slot: &mut Slot| {
-            slot.model.is_some() && version.is_none_or(|wanted| slot.version.as_str() == wanted)
-        };
-        let removed: Vec<_> = slots.extract_if(.., goes).filter_map(|s| s.model).collect();
+        slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
         if slots.is_empty() {
             names.remove(&key);
         }
@@ -168,6 +141,15 @@ impl Registry {
         self.lock().clear();
     }
 
+    fn place(self: &Arc<Self>, name: &ModelName, version: ModelVersion) -> Place {
+        Place {
+            registry: self.clone(),
+            name: name.clone(),
+            version,
+            filled: false,
+        }
+    }
+
     // A panic while holding the lock cannot leave a half-made entry: every change is one call.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Versions>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,11 +162,12 @@ impl Place {
         &self.version
     }
 
-    /// Puts the model in its place, from where requests find it.
+    /// Puts the model in its place, from where requests find it: from now on all of them, while those
+    /// that found what was there before end with that.
     ///
     /// # Errors
     /// [`Code::NotReady`] when the server has let go of everything in the meantime.
-    pub fn fill(self, model: Arc<Model>) -> Result<()> {
+    pub fn fill(mut self, model: Arc<Model>) -> Result<()> {
         let mut names = self.registry.lock();
         let mut slots = names
             .get_mut(&self.name)
@@ -192,16 +175,25 @@ impl Place {
             .flat_map(|v| &mut v.slots);
         let slot = slots.find(|slot| slot.version == self.version);
         let gone = || Error::new(Code::NotReady, "the server is stopping");
-        slot.ok_or_else(gone)?.model = Some(model);
+        let slot = slot.ok_or_else(gone)?;
+        slot.coming = None;
+        slot.model = Some(model);
+        self.filled = true;
         Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // From then on the version may be somebody else's to claim.
+        if self.filled {
+            return;
+        }
         let mut names = self.registry.lock();
         if let Some(Versions { slots, .. }) = names.get_mut(&self.name) {
-            slots.retain(|slot| slot.version != self.version || slot.model.is_some());
+            let own = slots.iter_mut().find(|slot| slot.version == self.version);
+            own.into_iter().for_each(|slot| slot.coming = None);
+            slots.retain(|slot| slot.model.is_some() || slot.coming.is_some());
             if slots.is_empty() {
                 names.remove(&self.name);
             }
@@ -218,8 +210,8 @@ impl Versions {
         let version = version.cloned().unwrap_or_else(|| self.next());
         self.slots.push(Slot {
             version: version.clone(),
-            digest,
             model: None,
+            coming: Some(digest),
         });
         version
     }
@@ -236,21 +228,42 @@ impl Versions {
     }
 }
 
-fn held_already(name: &ModelName, slot: &Slot, digest: Digest) -> Result<Claim> {
-    let version = &slot.version;
-    if slot.digest != digest {
-        let fact = format!(
-            "{name} version {version} holds other content, {}",
-            slot.digest
-        );
-        return Err(Error::new(Code::ModelExists, fact));
+impl Slot {
+    fn holds(&self, digest: Digest) -> bool {
+        let model = self.model.as_ref().map(|model| model.info.digest);
+        [model, self.coming].contains(&Some(digest))
     }
-    match &slot.model {
-        Some(model) => Ok(Claim::Held(model.clone())),
-        None => {
-            let fact = format!("{name} version {version} is being loaded by another upload");
-            Err(Error::new(Code::NotReady, fact))
+
+    /// Claims the slot for other content, unless it holds this content, which is then returned.
+    fn claim(
+        &mut self,
+        name: &ModelName,
+        digest: Digest,
+        replaces: bool,
+    ) -> Result<Option<Arc<Model>>> {
+        let same = |model: &&Arc<Model>| model.info.digest == digest;
+        let stays = !replaces || self.coming.is_none();
+        if let Some(model) = self.model.as_ref().filter(same).filter(|_| stays) {
+            return Ok(Some(model.clone()));
         }
+        if !replaces && !self.holds(digest) {
+            return Err(self.exists(name));
+        }
+        if self.coming.is_some() {
+            let version = &self.version;
+            let fact = format!("{name} version {version} is being loaded by another upload");
+            return Err(Error::new(Code::NotReady, fact));
+        }
+        self.coming = Some(digest);
+        Ok(None)
+    }
+
+    fn exists(&self, name: &ModelName) -> Error {
+        let model = self.model.as_ref().map(|model| model.info.digest);
+        let held = model.or(self.coming).map(|digest| digest.to_string());
+        let (version, held) = (&self.version, held.unwrap_or_default());
+        let fact = format!("{name} version {version} holds other content, {held}");
+        Error::new(Code::ModelExists, fact)
     }
 }
 
@@ -260,4 +273,174 @@ fn not_found(name: &str, version: Option<&str>) -> Error {
         None => format!("there is no model {name:?}"),
     };
     Error::new(Code::ModelNotFound, fact)
+}
+
+#[cfg(test)]
+mod tests {
+    use blindai_core::{EngineKind, ModelInfo, Signature};
+
+    use super::*;
+
+    const LIMIT: usize = 4;
+
+    fn digest(content: &str) -> Digest {
+        Digest::of(content.as_bytes())
+    }
+
+    fn claim(
+        registry: &Arc<Registry>,
+        version: Option<&str>,
+        content: &str,
+        replaces: bool,
+    ) -> Result<Claim> {
+        let version = version.map(|version| version.parse().unwrap());
+        let name = "m".parse().unwrap();
+        registry.claim(&name, version.as_ref(), digest(content), replaces, LIMIT)
+    }
+
+    fn place(registry: &Arc<Registry>, version: Option<&str>, content: &str) -> Place {
+        match claim(registry, version, content, true).unwrap() {
+            Claim::Reserved(place) => place,
+            Claim::Held(_) => panic!("{content} is new"),
+        }
+    }
+
+    fn fill(place: Place, content: &str) {
+        let info = ModelInfo {
+            name: place.name.clone(),
+            version: place.version.clone(),
+            digest: digest(content),
+            size_bytes: 1,
+            signature: Signature::default(),
+            engine: EngineKind::OnnxRuntime,
+            uploaded_at: 0,
+            loaded: true,
+            metrics_slot: None,
+        };
+        place.fill(Arc::new(Model::away(info))).unwrap();
+    }
+
+    fn put(registry: &Arc<Registry>, version: Option<&str>, content: &str) {
+        fill(place(registry, version, content), content);
+    }
+
+    fn answers(registry: &Registry, version: Option<&str>) -> Digest {
+        registry.find("m", version).unwrap().info.digest
+    }
+
+    fn refused(claim: Result<Claim>) -> Code {
+        claim.err().expect("it is refused").code()
+    }
+
+    #[test]
+    fn the_newest_answers_and_numbers_are_given_out_once() {
+        let registry = Arc::default();
+        put(&registry, None, "a");
+        put(&registry, None, "b");
+        assert_eq!(answers(&registry, None), digest("b"));
+        assert_eq!(answers(&registry, Some("1")), digest("a"));
+        registry.remove("m", Some("2")).unwrap();
+        assert_eq!(answers(&registry, None), digest("a"));
+        put(&registry, None, "c");
+        assert_eq!(registry.versions("m"), ["1", "3"]);
+        assert!(matches!(
+            claim(&registry, None, "a", false),
+            Ok(Claim::Held(_))
+        ));
+    }
+
+    #[test]
+    fn what_a_version_holds_answers_until_it_is_replaced() {
+        let registry = Arc::default();
+        put(&registry, None, "a");
+        put(&registry, None, "z");
+        assert_eq!(
+            refused(claim(&registry, Some("1"), "b", false)),
+            Code::ModelExists
+        );
+        let coming = place(&registry, Some("1"), "b");
+        assert_eq!(answers(&registry, Some("1")), digest("a"));
+        // One at a time; what is there is still there for who asks for that.
+        assert_eq!(
+            refused(claim(&registry, Some("1"), "c", true)),
+            Code::NotReady
+        );
+        assert_eq!(
+            refused(claim(&registry, Some("1"), "a", true)),
+            Code::NotReady
+        );
+        assert_eq!(
+            refused(claim(&registry, Some("1"), "b", false)),
+            Code::NotReady
+        );
+        assert_eq!(
+            refused(claim(&registry, Some("1"), "c", false)),
+            Code::ModelExists
+        );
+        assert!(matches!(
+            claim(&registry, Some("1"), "a", false),
+            Ok(Claim::Held(_))
+        ));
+        fill(coming, "b");
+        assert_eq!(answers(&registry, Some("1")), digest("b"));
+        // It keeps its place: the newest is another.
+        assert_eq!(answers(&registry, None), digest("z"));
+        assert_eq!(registry.list().len(), 2);
+    }
+
+    #[test]
+    fn a_replacement_that_fails_leaves_what_was_there() {
+        let registry = Arc::default();
+        put(&registry, None, "a");
+        drop(place(&registry, Some("1"), "b"));
+        assert_eq!(answers(&registry, None), digest("a"));
+        put(&registry, Some("1"), "b");
+        assert_eq!(answers(&registry, None), digest("b"));
+    }
+
+    #[test]
+    fn what_loads_is_not_deleted_with_what_it_would_replace() {
+        let registry = Arc::default();
+        put(&registry, None, "a");
+        let coming = place(&registry, Some("1"), "b");
+        assert_eq!(registry.remove("m", None).unwrap().len(), 1);
+        assert!(registry.find("m", None).is_err());
+        fill(coming, "b");
+        assert_eq!(answers(&registry, Some("1")), digest("b"));
+    }
+
+    #[test]
+    fn a_filled_place_gives_up_nothing_of_who_comes_after() {
+        let registry = Arc::default();
+        let first = place(&registry, Some("x"), "a");
+        assert_eq!(
+            refused(claim(&registry, Some("x"), "a", false)),
+            Code::NotReady
+        );
+        fill(first, "a");
+        let _second = place(&registry, Some("x"), "b");
+        assert_eq!(
+            refused(claim(&registry, Some("x"), "b", false)),
+            Code::NotReady
+        );
+    }
+
+    #[test]
+    fn places_count_and_are_given_up() {
+        let registry = Arc::default();
+        let mut places: Vec<_> = ["a", "b", "c", "d"]
+            .map(|content| place(&registry, None, content))
+            .into();
+        assert_eq!(
+            refused(claim(&registry, None, "e", false)),
+            Code::TooManyModels
+        );
+        assert_eq!(registry.list().len(), 0);
+        places.pop();
+        put(&registry, None, "e");
+        drop(places);
+        assert_eq!(registry.versions("m"), ["5"]);
+        registry.clear();
+        assert!(registry.find("m", None).is_err());
+    }
 }

@@ -1,34 +1,37 @@
 //! What the server does, whatever the spelling of the request: upload, infer, list, describe,
 //! delete, attest. The protocols in [`crate::api`] are thin codecs over it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
+use blindai_core::receipt::{Deed, ReceiptRequest};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
-use blindai_engine::{Caller, Engine, ModelFile, ModelWriter};
+use blindai_engine::{Answer, Caller, Engine, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{Budget, Reservation};
-use crate::config::{EngineConfig, Limits};
+use crate::config::{Config, Limits, ModelConfig};
 use crate::identity::{Identity, Share};
-use crate::registry::{Claim, Model, Registry};
-use crate::telemetry::{self, Gauges, ModelGauges, Telemetry, exposition};
+use crate::model::Model;
+use crate::origin::Origin;
+use crate::registry::{Claim, Registry};
+use crate::residency::{Arrived, Residency};
+use crate::telemetry::{self, Gauges, LoadCause, ModelGauges, Telemetry, exposition};
 
 /// The product.
 pub struct Service {
-    limits: Limits,
-    choice: EngineConfig,
-    engine: Engine,
+    config: Config,
     identity: Arc<Identity>,
     registry: Arc<Registry>,
+    residency: Arc<Residency>,
     requests: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     bodies: Budget,
-    memory: Budget,
     telemetry: Arc<Telemetry>,
     ready: AtomicBool,
 }
@@ -50,24 +53,30 @@ pub struct Turn {
 impl Service {
     /// A service that holds no models and is not ready yet.
     pub fn new(
-        limits: Limits,
-        choice: EngineConfig,
+        config: Config,
         engine: Engine,
         identity: Arc<Identity>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        Self {
-            choice,
-            telemetry,
+        let limits = &config.limits;
+        let registry = Arc::<Registry>::default();
+        let residency = Residency::new(
             engine,
+            Budget::new(limits.total_memory_bytes),
+            registry.clone(),
+            telemetry.clone(),
+            Duration::from_secs(limits.load_seconds),
+        );
+        Self {
+            telemetry,
             identity,
-            registry: Arc::default(),
+            registry,
+            residency: Arc::new(residency),
             requests: Arc::new(Semaphore::new(limits.concurrent_requests)),
             uploads: Arc::new(Semaphore::new(limits.concurrent_uploads)),
             bodies: Budget::new(limits.inflight_bytes),
-            memory: Budget::new(limits.total_memory_bytes),
             ready: AtomicBool::new(false),
-            limits,
+            config,
         }
     }
 
@@ -83,7 +92,7 @@ impl Service {
 
     /// The limits in force.
     pub fn limits(&self) -> &Limits {
-        &self.limits
+        &self.config.limits
     }
 
     /// What is counted.
@@ -101,7 +110,7 @@ impl Service {
     /// # Errors
     /// [`Code::NotReady`], [`Code::TooManyRequests`]
     pub fn admit(&self) -> Result<Admission> {
-        let limit = self.limits.request();
+        let limit = self.config.limits.request();
         self.admit_to(&self.requests, "limits.concurrent_requests", limit)
     }
 
@@ -110,7 +119,7 @@ impl Service {
     /// # Errors
     /// [`Code::NotReady`], [`Code::TooManyRequests`]
     pub fn admit_upload(&self) -> Result<Admission> {
-        let limit = self.limits.upload();
+        let limit = self.config.limits.upload();
         self.admit_to(&self.uploads, "limits.concurrent_uploads", limit)
     }
 
@@ -119,7 +128,7 @@ impl Service {
     /// # Errors
     /// [`Code::BodyTooLarge`]
     pub fn check_body(&self, bytes: u64) -> Result<()> {
-        let limit = self.limits.body_bytes;
+        let limit = self.config.limits.body_bytes;
         if bytes > limit {
             let fact = format!("the body has {bytes} bytes, limits.body_bytes is {limit}");
             return Err(Error::new(Code::BodyTooLarge, fact));
@@ -153,16 +162,17 @@ impl Service {
     /// [`Code::ModelTooLarge`], before a byte is taken. Memory is reserved as bytes arrive: who only
     /// announces much must not keep others out.
     pub fn begin_upload(&self, announced: Option<u64>) -> Result<Incoming> {
-        let limit = self.limits.model_bytes;
+        let limit = self.config.limits.model_bytes;
         if let Some(bytes) = announced.filter(|&bytes| bytes > limit) {
             let fact = format!("the model has {bytes} bytes, limits.model_bytes is {limit}");
             return Err(Error::new(Code::ModelTooLarge, fact));
         }
         Ok(Incoming {
             writer: ModelWriter::new(limit)?,
-            memory: self.memory.empty(),
-            reserved: 0,
+            memory: self.residency.memory.empty(),
+            residency: self.residency.clone(),
             written: 0,
+            replaces: false,
         })
     }
 
@@ -183,44 +193,36 @@ impl Service {
     ) -> Result<(ModelInfo, bool)> {
         let file = incoming.writer.finish()?;
         check_digest(&file, expected)?;
-        let digest = file.digest();
-        let limit = self.limits.models;
-        let place = match self.registry.claim(name, version, digest, limit)? {
-            Claim::Held(model) => return Ok((model.info.clone(), false)),
-            Claim::Reserved(place) => place,
-        };
         let size_bytes = file.size_bytes();
-        let mut memory = incoming.memory;
-        // The weights at least will stand in the worker's memory too; the rest is seen afterwards.
-        if !memory.grow(size_bytes) {
-            return Err(self.memory_exhausted());
-        }
-        let begun = Instant::now();
-        let engine = self.choice.kind_of(name);
-        let loaded = self.engine.load_on(engine, Arc::new(file)).await?;
-        self.telemetry.loaded(size_bytes, begun.elapsed());
-        let resident_bytes = loaded.status().resident_bytes;
-        if !memory.grow(resident_bytes.saturating_sub(size_bytes)) {
-            return Err(self.memory_exhausted());
-        }
-        let metrics = self.telemetry.slots.take();
-        let info = ModelInfo {
-            name: name.clone(),
-            version: place.version().clone(),
-            digest,
-            size_bytes,
-            signature: loaded.signature().clone(),
-            engine,
-            uploaded_at: unix_seconds(),
-            metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
+        let arrived = Arrived {
+            file,
+            memory: incoming.memory,
+            origin: None,
+            cause: LoadCause::Upload,
+            replaces: incoming.replaces,
         };
-        let model = Model::new(info.clone(), loaded, metrics, memory);
-        place.fill(Arc::new(model))?;
-        Ok((info, true))
+        let (info, new) = self.install(name, version, arrived).await?;
+        if new {
+            self.telemetry.uploaded(size_bytes);
+        }
+        Ok((info, new))
+    }
+
+    /// Loads a model that the configuration names with this path.
+    ///
+    /// # Errors
+    /// [`Code::ModelUnavailable`], [`Code::DigestMismatch`], [`Code::ModelTooLarge`],
+    /// [`Code::MemoryExhausted`], and what the engine says of the model.
+    pub async fn load_configured(&self, entry: &ModelConfig, path: PathBuf) -> Result<()> {
+        let limit = self.config.limits.model_bytes;
+        let origin = Origin::File(path);
+        let arrived = self.residency.read(origin, limit, entry.sha256).await?;
+        let installed = self.install(&entry.name, entry.version.as_ref(), arrived);
+        installed.await.map(|_| ())
     }
 
     /// Runs a model. The inputs are taken out of the request; what it says of the answer stays.
-    /// Callers take turns.
+    /// Callers take turns. Beside the answer comes the digest of the model that gave it.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`], the input codes, and what the engine says of the run.
@@ -230,30 +232,41 @@ impl Service {
         version: Option<&str>,
         request: &mut InferRequest,
         turn: Turn,
-    ) -> Result<InferResponse> {
+    ) -> Result<(InferResponse, Digest)> {
         let model = self.registry.find(name, version)?;
-        let wanted = request.output_names();
         let begun = Instant::now();
-        let left = turn.deadline.saturating_duration_since(begun);
-        let left = request.timeout.map_or(left, |timeout| left.min(timeout));
-        let inputs = std::mem::take(&mut request.inputs);
         telemetry::decoded(&model.metrics);
-        let answer = model.loaded.run(inputs, &wanted, turn.caller, left).await;
+        let answer = self.run(&model, request, turn).await;
         model.statistics.add(answer.is_ok(), begun.elapsed());
         let answer = answer?;
         telemetry::computed(answer.stages);
-        Ok(InferResponse {
+        let response = InferResponse {
             id: request.id.clone(),
             model_name: model.info.name.to_string(),
             model_version: Some(model.info.version.to_string()),
             outputs: answer.outputs,
-        })
+            receipt: None,
+        };
+        Ok((response, model.info.digest))
+    }
+
+    /// Signs a receipt of what was done with a model: its name, its version and its digest.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it would be too long.
+    pub fn receipt(
+        &self,
+        wish: ReceiptRequest,
+        deed: Deed,
+        model: (ModelName, ModelVersion, Digest),
+    ) -> Result<Vec<u8>> {
+        self.identity.receipt(wish, deed, model)
     }
 
     /// All models.
     pub fn list(&self) -> Vec<ModelInfo> {
         let models = self.registry.list();
-        models.iter().map(|model| model.info.clone()).collect()
+        models.iter().map(|model| model.describe()).collect()
     }
 
     /// One model, in this version or the newest, and the versions there are.
@@ -262,7 +275,7 @@ impl Service {
     /// [`Code::ModelNotFound`]
     pub fn describe(&self, name: &str, version: Option<&str>) -> Result<(ModelInfo, Vec<String>)> {
         let model = self.registry.find(name, version)?;
-        Ok((model.info.clone(), self.registry.versions(name)))
+        Ok((model.describe(), self.registry.versions(name)))
     }
 
     /// What models have done: one version or all of a name, or all models without a name.
@@ -286,13 +299,38 @@ impl Service {
         })
     }
 
+    /// Brings the newest version of a name into memory, if it is not there.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`], and what keeps it from being loaded.
+    pub async fn load(&self, name: &str, deadline: Instant) -> Result<()> {
+        let model = self.registry.find(name, None)?;
+        let lease = self
+            .residency
+            .lease(&model, LoadCause::Repository, deadline);
+        lease.await.map(|_| ())
+    }
+
+    /// Lets all versions of a name leave memory that can be read again. Requests in progress still end
+    /// well, and the next one brings its version back. Whether there was any such version.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotFound`]
+    pub fn unload(&self, name: &str) -> Result<bool> {
+        self.registry.find(name, None)?;
+        let mut models = self.registry.list();
+        models.retain(|model| model.info.name.as_str() == name && model.origin.is_some());
+        models.iter().for_each(|model| self.residency.unload(model));
+        Ok(!models.is_empty())
+    }
+
     /// Deletes a version, or all versions of a name. Requests in progress still end well.
     ///
     /// # Errors
     /// [`Code::ModelNotFound`]
     pub fn delete(&self, name: &str, version: Option<&str>) -> Result<Vec<ModelInfo>> {
         let removed = self.registry.remove(name, version)?;
-        Ok(removed.iter().map(|model| model.info.clone()).collect())
+        Ok(removed.iter().map(|model| model.describe()).collect())
     }
 
     /// Evidence: with a nonce fresh, without the one in use. Each port has its own share of the
@@ -324,15 +362,80 @@ impl Service {
         self.registry.clear();
     }
 
+    /// Makes content answer under a name, unless the name holds it already.
+    async fn install(
+        &self,
+        name: &ModelName,
+        version: Option<&ModelVersion>,
+        arrived: Arrived,
+    ) -> Result<(ModelInfo, bool)> {
+        let (digest, size_bytes) = (arrived.file.digest(), arrived.file.size_bytes());
+        let limit = self.config.limits.models;
+        let claim = self
+            .registry
+            .claim(name, version, digest, arrived.replaces, limit);
+        let place = match claim? {
+            Claim::Held(model) => return Ok((model.describe(), false)),
+            Claim::Reserved(place) => place,
+        };
+        let options = self.config.model_options(name, place.version());
+        let load = self
+            .residency
+            .load(arrived.file, arrived.memory, &options, arrived.cause);
+        let resident = load.await?;
+        let metrics = self.telemetry.slots.take();
+        let info = ModelInfo {
+            name: name.clone(),
+            version: place.version().clone(),
+            digest,
+            size_bytes,
+            signature: resident.loaded().signature().clone(),
+            engine: options.kind,
+            uploaded_at: unix_seconds(),
+            loaded: true,
+            metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
+        };
+        let model = Model::new(info.clone(), metrics, options, arrived.origin, resident);
+        place.fill(Arc::new(model))?;
+        Ok((info, true))
+    }
+
+    async fn run(
+        &self,
+        model: &Arc<Model>,
+        request: &mut InferRequest,
+        turn: Turn,
+    ) -> Result<Answer> {
+        let begun = Instant::now();
+        let wanted = request.output_names();
+        let left = turn.deadline.saturating_duration_since(begun);
+        let deadline = begun + request.timeout.map_or(left, |timeout| left.min(timeout));
+        let inputs = std::mem::take(&mut request.inputs);
+        if !model.is_loaded() {
+            // What cannot be answered is no reason to put others out of memory.
+            model.info.signature.check_inputs(&inputs)?;
+        }
+        let lease = self
+            .residency
+            .lease(model, LoadCause::Request, deadline)
+            .await?;
+        let waited = begun.elapsed();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut answer = lease.run(inputs, &wanted, turn.caller, left).await?;
+        answer.stages.queued += waited;
+        Ok(answer)
+    }
+
     fn gauges(&self) -> Gauges {
         let taken = |places: &Semaphore, limit| (limit - places.available_permits(), limit);
-        let limits = &self.limits;
+        let limits = &self.config.limits;
         let models = self.registry.list();
         let models = models.iter().map(|model| ModelGauges {
             metrics: model.metrics.clone(),
-            status: model.loaded.status(),
+            loaded: model.is_loaded(),
+            status: model.status(),
         });
-        let evidence = self.identity.state();
+        let (evidence, memory) = (self.identity.state(), &self.residency.memory);
         Gauges {
             ready: self.is_ready(),
             tee: evidence.tee.as_str(),
@@ -340,7 +443,7 @@ impl Service {
             requests: taken(&self.requests, limits.concurrent_requests),
             uploads: taken(&self.uploads, limits.concurrent_uploads),
             bodies: (self.bodies.used(), self.bodies.limit()),
-            memory: (self.memory.used(), self.memory.limit()),
+            memory: (memory.used(), memory.limit()),
             models_limit: limits.models,
             models: models.collect(),
             evidence: (evidence.age, evidence.remaining),
@@ -376,36 +479,34 @@ impl Service {
         let fact = format!("requests and answers fill limits.inflight_bytes, {limit}");
         Error::new(Code::TooManyRequests, fact)
     }
-
-    fn memory_exhausted(&self) -> Error {
-        let limit = self.memory.limit();
-        let fact = format!("the models fill limits.total_memory_bytes, {limit}");
-        Error::new(Code::MemoryExhausted, fact)
-    }
 }
 
 /// An upload on its way in.
 pub struct Incoming {
     writer: ModelWriter,
     memory: Reservation,
-    reserved: u64,
+    residency: Arc<Residency>,
     written: u64,
+    replaces: bool,
 }
 
 impl Incoming {
+    /// Whether the model may take the place of other content in its version.
+    pub fn replacing(mut self, replaces: bool) -> Self {
+        self.replaces = replaces;
+        self
+    }
+
     /// Takes the next bytes.
     ///
     /// # Errors
     /// [`Code::ModelTooLarge`], [`Code::MemoryExhausted`]
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.written += bytes.len() as u64;
-        if self.written > self.reserved {
-            let more = (self.written - self.reserved).max(RESERVE_BYTES);
-            if !self.memory.grow(more) {
-                let fact = "the models fill limits.total_memory_bytes";
-                return Err(Error::new(Code::MemoryExhausted, fact));
-            }
-            self.reserved += more;
+        let reserved = self.memory.bytes();
+        if self.written > reserved {
+            let reserved = self.written.max(reserved + RESERVE_BYTES);
+            self.residency.reserve(&mut self.memory, reserved)?;
         }
         self.writer.write(bytes)
     }

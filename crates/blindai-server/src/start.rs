@@ -2,11 +2,12 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_core::{Code, EngineKind, Error, Tee};
-use blindai_engine::{Barriers, Batching, Engine, EngineOptions, TRACT};
+use blindai_engine::{Barriers, Engine, EngineOptions, TRACT};
 use blindai_tee::{
     Attester, Gramine, RUNNING_EXECUTABLE, Simulation, SimulationOptions, TeeError, Tsm,
     measure_executable,
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::collateral::Stapling;
-use crate::config::{Config, EngineConfig, Limits, Provider};
+use crate::config::{self, Config, ModelConfig, Provider};
 use crate::http::Port;
 use crate::identity::Identity;
 use crate::service::Service;
@@ -29,6 +30,7 @@ pub struct Server {
     attested: Port,
     public: Port,
     exporter: Option<Exporter>,
+    models: Vec<ModelConfig>,
     drain: Duration,
     addresses: (SocketAddr, SocketAddr),
     description: String,
@@ -53,8 +55,8 @@ impl Server {
         config: &Config,
         attester: Box<dyn Attester>,
     ) -> Result<Self, StartError> {
-        require_built_in(&config.engine)?;
-        let engine = Engine::new(engine_options(&config.engine, &config.limits))
+        require_built_in(config)?;
+        let engine = Engine::new(engine_options(config))
             .map_err(|error| StartError::new(StartKind::Engine, error))?;
         let barriers = engine.barriers().await;
         let barriers = barriers.map_err(|error| StartError::new(StartKind::Engine, error))?;
@@ -74,13 +76,12 @@ impl Server {
             .map_err(|error| StartError::new(StartKind::Config, error))?;
         let (telemetry, exporter) = telemetry(config)?;
         let service = Arc::new(Service::new(
-            config.limits.clone(),
-            config.engine.clone(),
+            config.clone(),
             engine,
             identity.clone(),
             telemetry.clone(),
         ));
-        let connections = descriptors::connections(&config.limits, config.engine.workers);
+        let connections = descriptors::connections(&config.limits, config.most_workers());
         let port = |listener,
                     resolver,
                     router,
@@ -112,6 +113,7 @@ impl Server {
             exporter,
             service,
             identity,
+            models: config.models.clone(),
             drain: Duration::from_secs(config.limits.drain_seconds),
             addresses,
             description,
@@ -134,8 +136,12 @@ impl Server {
         self.barriers
     }
 
-    /// Serves until `stop` ends; then takes no new requests, ends those in progress and returns.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// Loads the models of the configuration, then serves until `stop` ends; then takes no new
+    /// requests, ends those in progress and returns. While it loads, the ports say that it is not ready.
+    ///
+    /// # Errors
+    /// [`StartKind::Model`] when a model of the configuration cannot be loaded.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), StartError> {
         let (sender, receiver) = watch::channel(false);
         let attested = tokio::spawn(self.attested.serve(receiver.clone(), self.drain));
         let public = tokio::spawn(self.public.serve(receiver, self.drain));
@@ -144,9 +150,7 @@ impl Server {
             .exporter
             .map(|exporter| tokio::spawn(exporter.run(end)));
         let renewal = tokio::spawn(self.identity.keep_fresh());
-        self.service.set_ready(true);
-        tracing::info!("ready");
-        stop.await;
+        let served = serve(&self.service, &self.models, stop).await;
         tracing::info!("stopping: requests in progress may end");
         self.service.set_ready(false);
         let _ = sender.send(true);
@@ -158,7 +162,45 @@ impl Server {
         }
         self.service.unload_all();
         tracing::info!("stopped");
+        served
     }
+}
+
+async fn serve(
+    service: &Service,
+    models: &[ModelConfig],
+    stop: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let mut stop = pin!(stop);
+    tokio::select! {
+        loaded = load(service, models) => loaded?,
+        () = &mut stop => return Ok(()),
+    }
+    service.set_ready(true);
+    tracing::info!("ready");
+    stop.await;
+    Ok(())
+}
+
+async fn load(service: &Service, models: &[ModelConfig]) -> Result<(), StartError> {
+    for (number, model) in models.iter().enumerate() {
+        let Some(path) = &model.path else { continue };
+        if model.sha256.is_none() {
+            let entry = format!("models[{number}]");
+            tracing::warn!(
+                entry,
+                "a model is not pinned: the evidence says nothing of its content"
+            );
+        }
+        let loaded = service.load_configured(model, path.clone()).await;
+        loaded.map_err(|error| {
+            let entry = format!("models[{number}].path = {path:?}");
+            let fact = format!("{entry}: {}: {}", error.code().as_str(), error.fact());
+            let told = Error::new(error.code(), fact).with_remedy(error.remedy().to_owned());
+            StartError::new(StartKind::Model, told)
+        })?;
+    }
+    Ok(())
 }
 
 /// Why a server did not start. The kind gives the exit code.
@@ -179,6 +221,8 @@ pub enum StartKind {
     Listen,
     /// The platform gives no evidence.
     Attestation,
+    /// A model of the configuration.
+    Model,
 }
 
 impl StartError {
@@ -215,8 +259,8 @@ fn telemetry(config: &Config) -> Result<(Arc<Telemetry>, Option<Exporter>), Star
     Ok((Arc::new(telemetry), exporter))
 }
 
-fn require_built_in(engine: &EngineConfig) -> Result<(), StartError> {
-    if TRACT || !engine.uses(EngineKind::Tract) {
+fn require_built_in(config: &Config) -> Result<(), StartError> {
+    if TRACT || !config.uses(EngineKind::Tract) {
         return Ok(());
     }
     let fact = "engine: tract is chosen, and this program was built without it";
@@ -225,24 +269,19 @@ fn require_built_in(engine: &EngineConfig) -> Result<(), StartError> {
     Err(StartError::new(StartKind::Config, error))
 }
 
-fn engine_options(engine: &EngineConfig, limits: &Limits) -> EngineOptions {
-    let mut options = match engine.uses(EngineKind::OnnxRuntime) {
+fn engine_options(config: &Config) -> EngineOptions {
+    let (engine, limits) = (&config.engine, &config.limits);
+    let mut options = match config.uses(EngineKind::OnnxRuntime) {
         true => EngineOptions::new(engine.onnxruntime.clone().unwrap_or_else(find_library)),
         false => EngineOptions::tract(),
     };
-    options.kind = engine.kind;
-    options.threads = match engine.threads {
-        0 => (options.threads / engine.workers).max(1),
-        threads => threads,
-    };
-    options.workers = engine.workers;
+    let of_all = config::options(engine, None);
+    options.kind = of_all.kind;
+    options.threads = of_all.threads;
+    options.workers = of_all.workers;
+    options.warm_up = of_all.warm_up;
+    options.batching = of_all.batching;
     options.isolation = engine.isolation;
-    options.warm_up = engine.warm_up;
-    options.batching = (engine.batching.max_rows > 1).then(|| Batching {
-        max_rows: engine.batching.max_rows,
-        max_delay: Duration::from_millis(engine.batching.max_delay_ms),
-        across_callers: !engine.batching.strict,
-    });
     options.spinning = engine.spinning;
     options.memory_bytes = limits.model_memory_bytes;
     options.input_bytes = limits.body_bytes;

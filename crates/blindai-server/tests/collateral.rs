@@ -184,7 +184,7 @@ async fn collateral_is_replaced_while_the_server_runs_and_its_state_is_stated() 
     assert_eq!(&health[..], br#"{"ready":true,"collateral":"fresh"}"#);
 
     stop.send(()).unwrap();
-    running.await.unwrap();
+    running.await.unwrap().unwrap();
 }
 
 /// TLS without a look at the certificate: what proves the server is the evidence.

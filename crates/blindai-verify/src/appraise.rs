@@ -104,7 +104,7 @@ fn report_data_of(quote: &[u8]) -> Result<[u8; 64], Refused> {
 }
 
 /// How far a server's clock may run ahead, in seconds.
-const CLOCK_SKEW_SECONDS: u64 = 300;
+pub(crate) const CLOCK_SKEW_SECONDS: u64 = 300;
 const NOT_READ: &str = "the quote cannot be read";
 const NOT_VERIFIED: &str = "the quote does not verify";
 const NOT_JUDGED: &str = "not judged: the trust root is not accepted";

@@ -106,6 +106,19 @@ pub mod checks {
     pub const COMMITTED_TCB: &str = "committed_tcb";
     pub const LAUNCH_TCB: &str = "launch_tcb";
     pub const PLATFORM_INFO: &str = "platform_info";
+
+    // Of receipts alone.
+    pub const RECEIPT: &str = "receipt";
+    pub const RECEIPT_KEY: &str = "receipt_key";
+    pub const RECEIPT_SIGNATURE: &str = "receipt_signature";
+    pub const RECEIPT_KIND: &str = "receipt_kind";
+    pub const RECEIPT_TIME: &str = "receipt_time";
+    pub const RECEIPT_SERVER: &str = "receipt_server";
+    pub const RECEIPT_CONFIG: &str = "receipt_config";
+    pub const RECEIPT_NONCE: &str = "receipt_nonce";
+    pub const RECEIPT_MODEL: &str = "receipt_model";
+    pub const RECEIPT_INPUT: &str = "receipt_input";
+    pub const RECEIPT_OUTPUT: &str = "receipt_output";
 }
 
 /// The table while it is being filled. Every check that can still be made is made after a failure
@@ -165,9 +178,14 @@ impl Table {
         })
     }
 
-    /// Where the quote itself does not hold, anybody may have written what the other checks found.
+    /// Where the quote or the receipt itself does not hold, anybody may have written what the other checks found.
     fn qualified(mut self) -> Vec<Check> {
-        let forged = |check: &Check| check.name == checks::QUOTE && check.outcome == Outcome::Fail;
+        let signed = [
+            checks::QUOTE,
+            checks::RECEIPT_KEY,
+            checks::RECEIPT_SIGNATURE,
+        ];
+        let forged = |check: &Check| signed.contains(&check.name) && check.outcome == Outcome::Fail;
         if self.0.iter().any(forged) {
             let passed = self.0.iter_mut().filter(|c| c.outcome == Outcome::Pass);
             passed.for_each(|check| check.detail.insert_str(0, "as it says, unproven: "));

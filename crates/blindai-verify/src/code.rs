@@ -106,6 +106,28 @@ codes! {
     ClaimsNotYetValid = "claims-not-yet-valid", "check the clock here and on the server";
     /// The server's configuration is not one that the policy allows.
     ConfigMismatch = "config-mismatch", "if the configuration changed as you planned, put its digest in the policy";
+    /// The bytes are no receipt.
+    ReceiptMalformed = "receipt-malformed", "give the receipt as the server made it; this one was changed, is cut, or is something else";
+    /// The receipt names a key that is not in the claims: it is another server's, or of another start.
+    ReceiptKey = "receipt-key", "give the evidence of the server that made the receipt, from the same start of it";
+    /// The key in the claims did not sign this receipt.
+    ReceiptSignature = "receipt-signature", "do not believe this receipt: it was changed, or never came from the server";
+    /// The receipt is of another kind than was asked for.
+    ReceiptKind = "receipt-kind", "give the receipt of this request";
+    /// The receipt was made outside of the time of the evidence, or of the time asked for.
+    ReceiptTime = "receipt-time", "give the evidence that the server had when it made the receipt";
+    /// The receipt names another server, or another version of it, than the claims.
+    ReceiptServer = "receipt-server", "do not believe this receipt: a server of this project writes of itself what stands in its claims";
+    /// The receipt names another configuration than the claims.
+    ReceiptConfig = "receipt-config", "do not believe this receipt: a server of this project writes of itself what stands in its claims";
+    /// The receipt does not carry the nonce that was sent.
+    ReceiptNonce = "receipt-nonce", "give the receipt of this request: this one answers another";
+    /// The receipt is about another model, or another version or content of it.
+    ReceiptModel = "receipt-model", "give the model that ran: the receipt names its digest";
+    /// An input is not the one in the receipt.
+    ReceiptInput = "receipt-input", "give the inputs that were sent, bit for bit and under their names";
+    /// An output is not the one in the receipt.
+    ReceiptOutput = "receipt-output", "give the outputs as they came, bit for bit and under their names";
     /// A check that the policy requires could not be made.
     CheckSkipped = "check-skipped", "give what the check needs, or take the demand out of the policy";
     /// The verifier refused for a reason that has no code of its own.

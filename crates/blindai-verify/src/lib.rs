@@ -53,6 +53,10 @@
 //!   when the launch was measured without kernel hashes.
 //! - Hyper-threading, unless the policy asks for `smt_enabled = false`, and where the machine stands.
 //!
+//! # Receipts
+//! [`verify_receipt`] decides whether a receipt holds under a [`VerifiedReport`]: the key that signed
+//! it stands in the claims that the quote signs. It names each thing that does not match.
+//!
 //! # The policy file
 //! ```
 //! # use blindai_verify::Policy;
@@ -165,6 +169,7 @@ mod field;
 mod foreign;
 mod observe;
 mod policy;
+mod receipt;
 mod refusals;
 mod report;
 mod snp;
@@ -177,4 +182,5 @@ pub use difference::Difference;
 pub use foreign::{ForeignCertificate, read_foreign_certificate};
 pub use observe::{Observation, Verification, Verified, observe};
 pub use policy::{DangerousPolicy, Policy, PolicyError};
+pub use receipt::{ExpectedReceipt, VerifiedReceipt, verify_kept_receipt, verify_receipt};
 pub use report::{QuoteReport, VerifiedReport};

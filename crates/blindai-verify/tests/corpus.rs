@@ -45,6 +45,11 @@ fn claims() {
 }
 
 #[test]
+fn receipts() {
+    replay(fuzz::receipt, "receipt", &[]);
+}
+
+#[test]
 fn policies() {
     replay(fuzz::policy, "policy", &[]);
 }

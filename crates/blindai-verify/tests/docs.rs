@@ -42,6 +42,33 @@ fn every_code_stands_there_with_its_remedy_and_no_other() {
 }
 
 #[test]
+fn every_check_of_a_receipt_stands_on_its_page() {
+    let page = include_str!("../../../docs/receipts.md");
+    let rows = table(page, "| check | passes when | code when it does not |");
+    for check in [
+        checks::RECEIPT,
+        checks::RECEIPT_KEY,
+        checks::RECEIPT_SIGNATURE,
+        checks::RECEIPT_KIND,
+        checks::RECEIPT_TIME,
+        checks::RECEIPT_SERVER,
+        checks::RECEIPT_CONFIG,
+        checks::RECEIPT_NONCE,
+        checks::RECEIPT_MODEL,
+        checks::RECEIPT_INPUT,
+        checks::RECEIPT_OUTPUT,
+    ] {
+        let name = format!("`{check}`");
+        assert!(rows.iter().any(|row| row[0].contains(&name)), "{check}");
+    }
+    let codes = RejectionCode::ALL.iter().map(|code| code.as_str());
+    for code in codes.filter(|code| code.starts_with("receipt-")) {
+        let name = format!("`{code}`");
+        assert!(rows.iter().any(|row| row[2].contains(&name)), "{code}");
+    }
+}
+
+#[test]
 fn every_check_of_every_table_stands_there() {
     let header = "| check | passes when | what it does not prove |";
     let mut rows = table(PAGE, header);

@@ -138,11 +138,16 @@ impl PeerError {
         }
     }
 
-    fn status(status: u16, body: &[u8]) -> Self {
+    /// What the server said; it may have said anything.
+    pub fn told(code: &str, fact: &str) -> Self {
         Self {
-            code: format!("http-{status}"),
-            fact: printable(&String::from_utf8_lossy(body), SHOWN_BYTES),
+            code: printable(code, SHOWN_BYTES),
+            fact: printable(fact, SHOWN_BYTES),
         }
+    }
+
+    fn status(status: u16, body: &[u8]) -> Self {
+        Self::told(&format!("http-{status}"), &String::from_utf8_lossy(body))
     }
 
     /// A stable code: as our client's, or `http-` and the status.
@@ -206,6 +211,7 @@ fn encoded(request: &InferRequest, tensors: Tensors) -> Result<Encoded> {
         model_name: String::new(),
         model_version: None,
         outputs: request.inputs.clone(),
+        receipt: None,
     };
     let mirrored = oip::encode_response(&mirrored, |_| OutputFormat::Json)?;
     let mirrored: Value = serde_json::from_slice(&mirrored.parts.concat())?;
@@ -216,7 +222,8 @@ fn encoded(request: &InferRequest, tensors: Tensors) -> Result<Encoded> {
 }
 
 const CERTIFICATE_BYTES: u64 = 64 * 1024;
-const MOST_BYTES: usize = 1 << 30;
+/// The largest answer.
+pub const MOST_BYTES: usize = 1 << 30;
 const SHOWN_BYTES: usize = 1024;
 
 #[cfg(test)]

@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use blindai_client::{ConnectOptions, InferRequest, NamedTensor, Policy, Tensor};
 use blindai_core::oip::{self, InferResponse, OutputFormat};
+use blindai_core::receipt::{Deed, RECEIPT, ReceiptRequest, Statement, TensorDigest};
 use blindai_core::{
     Claims, Code, DType, Digest, Error, Evidence, EvidenceDocument, ModelInfo, Nonce, ReportData,
     Signature, api,
@@ -31,6 +34,8 @@ use tokio_rustls::TlsAcceptor;
 
 pub const MEASUREMENT: [u8; 32] = [0x11; 32];
 pub const LIFETIME_SECONDS: u64 = 3600;
+pub const CONFIG: Digest = Digest::from_bytes([0x22; 32]);
+pub const VERSION: &str = "0.1.0";
 
 /// The time of client and server, moved by the test.
 #[derive(Clone)]
@@ -54,6 +59,7 @@ impl Time {
 /// A TLS key, and a platform that signs evidence for it.
 pub struct Identity {
     pub key: KeyPair,
+    pub receipt_key: Ed25519KeyPair,
     pub platform: Simulation,
     pub time: Time,
 }
@@ -67,6 +73,7 @@ impl Identity {
         let options = SimulationOptions::new(measurement);
         Arc::new(Self {
             key: KeyPair::generate().unwrap(),
+            receipt_key: Ed25519KeyPair::generate().unwrap(),
             platform: Simulation::new(options).unwrap(),
             time: time.clone(),
         })
@@ -81,6 +88,7 @@ impl Identity {
         options.clock = Arc::new(move || UNIX_EPOCH + Duration::from_secs(clock.seconds()));
         let identity = Self {
             key: KeyPair::generate().unwrap(),
+            receipt_key: Ed25519KeyPair::generate().unwrap(),
             platform: Simulation::new(options).unwrap(),
             time: time.clone(),
         };
@@ -95,18 +103,39 @@ impl Identity {
         let now = self.time.seconds();
         let claims = Claims {
             tls_spki_sha256: self.spki_sha256(),
-            receipt_key: None,
+            receipt_key: self.receipt_key.public_key().as_ref().try_into().ok(),
             hpke_key: None,
-            config_digest: None,
+            config_digest: Some(CONFIG),
             nonce,
             issued_at: Some(now),
             expires_at: Some(now + LIFETIME_SECONDS),
-            version: None,
+            version: Some(VERSION.to_owned()),
         };
         let claims = claims.encode();
         let quote = self.platform.quote(&ReportData::of_claims(&claims));
         let quote = quote.unwrap();
         Evidence { quote, claims }
+    }
+
+    /// A receipt of what `deed` says, as this server would give it.
+    pub fn statement(&self, deed: Deed, asked: &str, name: &str, digest: Digest) -> Statement {
+        Statement {
+            deed,
+            model_name: name.parse().unwrap(),
+            model_version: "1".parse().unwrap(),
+            model_digest: digest,
+            nonce: ReceiptRequest::parse(asked).unwrap().nonce,
+            issued_at: self.time.seconds(),
+            config_digest: CONFIG,
+            replica: self.spki_sha256(),
+            server_version: VERSION.to_owned(),
+        }
+    }
+
+    pub fn sign(&self, statement: &Statement) -> Vec<u8> {
+        let sign = |bytes: &[u8]| self.receipt_key.sign(bytes).as_ref().to_vec();
+        let key = self.receipt_key.public_key();
+        statement.sign(key.as_ref(), sign).unwrap()
     }
 
     pub fn document(&self, nonce: Nonce) -> Vec<u8> {
@@ -174,6 +203,7 @@ impl ResolvesServerCert for Fixed {
     }
 }
 
+type Receipts = Box<dyn Fn(Deed, &str, &str, Digest) -> Vec<u8> + Send + Sync>;
 type Attest = Box<dyn Fn(Nonce) -> Vec<u8> + Send + Sync>;
 
 /// A running server; what it saw, and what it shall do.
@@ -194,6 +224,9 @@ pub struct Server {
     pub lie_about_digest: AtomicBool,
     /// Errors to answer with instead of an inference.
     pub errors: Mutex<VecDeque<Error>>,
+    /// Makes receipts of a deed, what was asked, a model's name and its digest. Without it there are
+    /// none.
+    pub receipts: Mutex<Option<Receipts>>,
 }
 
 impl Server {
@@ -219,6 +252,7 @@ impl Server {
             hang_up: AtomicBool::new(false),
             lie_about_digest: AtomicBool::new(false),
             errors: Mutex::default(),
+            receipts: Mutex::default(),
         });
         tokio::spawn(server.clone().accept(listener));
         server
@@ -312,7 +346,25 @@ impl Server {
         })
     }
 
+    /// Puts a receipt to an answer, when one was asked for and can be made.
+    fn add_receipt(
+        &self,
+        response: &mut Response<Full<Bytes>>,
+        asked: Option<&http::HeaderValue>,
+        (deed, name, digest): (Deed, &str, Digest),
+    ) {
+        let receipts = self.receipts.lock().unwrap();
+        if let (Some(make), Some(asked)) = (&*receipts, asked) {
+            let receipt = make(deed, asked.to_str().unwrap(), name, digest);
+            let text = BASE64_STANDARD.encode(receipt);
+            response
+                .headers_mut()
+                .insert(RECEIPT, text.try_into().unwrap());
+        }
+    }
+
     async fn store(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let asked = request.headers().get(RECEIPT).cloned();
         let path = request.uri().path().to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let lie = self.lie_about_digest.load(Ordering::SeqCst);
@@ -326,13 +378,18 @@ impl Server {
             signature: Signature::default(),
             engine: blindai_core::EngineKind::OnnxRuntime,
             uploaded_at: 0,
+            loaded: true,
             metrics_slot: None,
         };
-        ok(serde_json::to_vec(&info).unwrap())
+        let mut response = ok(serde_json::to_vec(&info).unwrap());
+        self.add_receipt(&mut response, asked.as_ref(), (Deed::Upload, name, digest));
+        response
     }
 
     /// Every input comes back as an output of its name.
     async fn infer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let asked = request.headers().get(RECEIPT).cloned();
+        let name = request.uri().path().split('/').nth(3).unwrap().to_owned();
         let length = request.headers().get(oip::HEADER_LENGTH);
         let length = length.map(|value| value.to_str().unwrap().parse().unwrap());
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -340,11 +397,17 @@ impl Server {
             return refuse(&error, StatusCode::BAD_REQUEST);
         }
         let request = oip::decode_request(body, length).unwrap();
+        let digests = TensorDigest::of_all(&request.inputs);
+        let deed = Deed::Infer {
+            inputs: digests.clone(),
+            outputs: digests,
+        };
         let response = InferResponse {
             id: request.id,
             model_name: "echo".to_owned(),
             model_version: Some("1".to_owned()),
             outputs: request.inputs,
+            receipt: None,
         };
         let encoded = oip::encode_response(&response, |_| OutputFormat::Binary).unwrap();
         let length = encoded.header_length.unwrap();
@@ -352,6 +415,8 @@ impl Server {
         response
             .headers_mut()
             .insert(oip::HEADER_LENGTH, length.into());
+        let model = Digest::of(b"model");
+        self.add_receipt(&mut response, asked.as_ref(), (deed, &name, model));
         response
     }
 }

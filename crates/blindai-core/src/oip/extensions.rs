@@ -203,13 +203,18 @@ pub struct IndexEntry {
 }
 
 impl IndexEntry {
-    /// A model that the server holds is ready.
+    /// A model is ready in memory. Out of memory it is unavailable, in Triton's word, though a request
+    /// is answered: who looks here wants to know what takes memory.
     pub fn new(info: &ModelInfo) -> Self {
+        let (state, reason) = match info.loaded {
+            true => ("READY", ""),
+            false => ("UNAVAILABLE", "unloaded: the next request loads it"),
+        };
         Self {
             name: info.name.to_string(),
             version: info.version.to_string(),
-            state: "READY",
-            reason: "",
+            state,
+            reason,
         }
     }
 

@@ -76,11 +76,23 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
         outputs: wire.outputs,
         format: OutputFormat::Binary,
         timeout: parameters.timeout(),
+        receipt: parameters.receipt,
     };
     Ok(InferCall {
         model: wire.model,
         request,
         copied: limit - room,
+    })
+}
+
+/// Writes `ModelInferRequest`, its inputs as raw contents. Outputs are not named: all are answered.
+pub fn encode_infer_request(model: &ModelId, inputs: &[NamedTensor]) -> Bytes {
+    Message::of(|m| {
+        m.text(1, &model.name);
+        m.text(2, model.version.as_deref().unwrap_or_default());
+        inputs.iter().for_each(|input| describe(input, 5, m));
+        let raw = inputs.iter().map(|input| input.tensor.data());
+        raw.for_each(|data| m.element(7, data));
     })
 }
 
@@ -249,6 +261,7 @@ fn read_value(parameter: Bytes) -> Result<parameters::Value> {
         value = match field? {
             (1, Value::Varint(flag)) => parameters::Value::Bool(flag != 0),
             (2, Value::Varint(number)) => parameters::Value::Integer((number as i64).into()),
+            (3, Value::Bytes(value)) => parameters::Value::text(&text(&value)?),
             (5, Value::Varint(number)) => parameters::Value::Integer(number.into()),
             _ => value,
         };
@@ -377,23 +390,33 @@ fn write_head(response: &InferResponse, m: &mut Message) {
     m.text(1, &response.model_name);
     m.text(2, response.model_version.as_deref().unwrap_or_default());
     m.text(3, response.id.as_deref().unwrap_or_default());
+    if let Some(receipt) = response.receipt_text() {
+        m.message(4, |m| {
+            m.text(1, "receipt");
+            m.message(2, |m| m.text(3, &receipt));
+        });
+    }
 }
 
 /// What `head` writes, the outputs, and their bytes as they are.
 fn parts(response: &InferResponse, head: impl FnOnce(&mut Message)) -> Vec<Bytes> {
     let described = Message::of(|m| {
         head(m);
-        for NamedTensor { name, tensor } in &response.outputs {
-            m.message(5, |m| {
-                m.text(1, name);
-                m.text(2, tensor.dtype().as_str());
-                m.integers(3, tensor.shape().iter().map(|&size| size as i64));
-            });
-        }
+        let outputs = response.outputs.iter();
+        outputs.for_each(|output| describe(output, 5, m));
     });
     let raw = response.outputs.iter().map(|output| output.tensor.data());
     let raw = raw.flat_map(|data| [Message::of(|m| m.announce(6, data.len())), data.clone()]);
     std::iter::once(described).chain(raw).collect()
+}
+
+/// A tensor without its bytes, as the field of this number.
+fn describe(NamedTensor { name, tensor }: &NamedTensor, number: u32, m: &mut Message) {
+    m.message(number, |m| {
+        m.text(1, name);
+        m.text(2, tensor.dtype().as_str());
+        m.integers(3, tensor.shape().iter().map(|&size| size as i64));
+    });
 }
 
 #[cfg(test)]
@@ -427,6 +450,22 @@ mod tests {
 
     fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
         result.unwrap_err().code()
+    }
+
+    #[test]
+    fn what_a_client_writes_is_read() {
+        let model = ModelId {
+            name: "m".into(),
+            version: Some("2".into()),
+        };
+        let input = |name: &str, data: &'static [u8]| {
+            let tensor = Tensor::new(DType::U8, vec![1, data.len()], Bytes::from_static(data));
+            NamedTensor::new(name, tensor.unwrap())
+        };
+        let inputs = [input("x", &[1, 2]), input("y", &[])];
+        let call = decode_infer(encode_infer_request(&model, &inputs), ROOM).unwrap();
+        assert_eq!((call.model, call.copied), (model, 0));
+        assert_eq!(call.request.inputs, inputs);
     }
 
     #[test]
@@ -535,12 +574,18 @@ mod tests {
             model_name: "m".into(),
             model_version: Some("1".into()),
             outputs: vec![NamedTensor::new("y", tensor)],
+            receipt: Some(Bytes::from_static(b"abc")),
         };
         let parts = encode_infer(&response);
         assert!(parts.iter().any(|part| part.as_ptr() == data.as_ptr()));
         let message = Bytes::from(parts.concat());
         assert_eq!(decode_model(message.clone()).unwrap().name, "m");
         assert_eq!(request_id(message.clone()).as_deref(), Some("7"));
+        let mut fields = Fields::of(message.clone()).map(Result::unwrap);
+        let (_, Value::Bytes(parameter)) = fields.find(|(number, _)| *number == 4).unwrap() else {
+            panic!("a parameter is a message")
+        };
+        assert!(parameter.ends_with(b"YWJj"));
         let last = Fields::of(message.clone()).last().unwrap().unwrap();
         assert_eq!(last, (6, Value::Bytes(data)));
         // In a stream it is the second field of another message.

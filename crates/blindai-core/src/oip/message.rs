@@ -1,11 +1,13 @@
 use core::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::json;
 use super::parameters::Parameters;
+use crate::receipt::ReceiptRequest;
 use crate::{Code, DType, Error, NamedTensor, Result, Tensor};
 
 /// The HTTP header that says how many bytes of the body are JSON; the rest are tensors.
@@ -24,6 +26,8 @@ pub struct InferRequest {
     /// How long the caller will wait, from when the request has arrived; `None` for as long as the
     /// server lets him.
     pub timeout: Option<Duration>,
+    /// Whether the caller wants a receipt. In our own requests a header says so.
+    pub receipt: Option<ReceiptRequest>,
 }
 
 impl InferRequest {
@@ -35,6 +39,7 @@ impl InferRequest {
             outputs: Vec::new(),
             format: OutputFormat::Binary,
             timeout: None,
+            receipt: None,
         }
     }
 
@@ -96,6 +101,16 @@ pub struct InferResponse {
     pub model_name: String,
     pub model_version: Option<String>,
     pub outputs: Vec<NamedTensor>,
+    /// The receipt, where it goes with the message.
+    pub receipt: Option<Bytes>,
+}
+
+impl InferResponse {
+    /// The receipt as a parameter of the answer: base64.
+    pub(super) fn receipt_text(&self) -> Option<String> {
+        let receipt = self.receipt.as_ref()?;
+        Some(BASE64_STANDARD.encode(receipt))
+    }
 }
 
 /// A message ready to be sent: the parts follow each other in the body.
@@ -138,6 +153,7 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<Infer
             .collect::<Result<_>>()?,
         timeout: parameters.timeout(),
         format: format(parameters.binary_data_output.unwrap_or(false)),
+        receipt: parameters.receipt,
     })
 }
 
@@ -169,6 +185,7 @@ pub fn decode_response(body: Bytes, header_length: Option<usize>) -> Result<Infe
         model_name: wire.model_name,
         model_version: wire.model_version,
         outputs: read_tensors(wire.outputs, &mut tensors)?,
+        receipt: None,
     })
 }
 
@@ -194,6 +211,7 @@ pub fn encode_response(
         model_name: response.model_name.clone(),
         model_version: response.model_version.clone(),
         id: response.id.clone(),
+        parameters: response.receipt_text().map(|receipt| Told { receipt }),
         outputs,
     };
     Ok(with_tensors(&header, raw.into_iter()))
@@ -218,8 +236,16 @@ struct WireResponse<'a> {
     model_version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<String>,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    parameters: Option<Told>,
     #[serde(borrow)]
     outputs: Vec<WireTensor<'a>>,
+}
+
+/// The parameters of an answer.
+#[derive(Serialize)]
+struct Told {
+    receipt: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -430,6 +456,7 @@ mod tests {
             model_name: "m".into(),
             model_version: Some("1".into()),
             outputs: vec![floats()],
+            receipt: None,
         };
         for format in [OutputFormat::Json, OutputFormat::Binary] {
             let encoded = encode_response(&response, |_| format).unwrap();
@@ -513,6 +540,7 @@ mod tests {
             model_name: "m".into(),
             model_version: None,
             outputs: vec![NamedTensor::new("y", nan.unwrap())],
+            receipt: None,
         };
         let error = encode_response(&response, |_| OutputFormat::Json).unwrap_err();
         assert_eq!(error.code(), Code::OutputNotJson);

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
+use crate::receipt::ReceiptRequest;
 use crate::{Code, Error, Result};
 
 /// Parameters of extensions that this server does not speak. To ignore them would be to give a wrong
@@ -33,19 +34,26 @@ pub struct Parameters {
     /// Microseconds; 0 for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
+    /// `true` or a nonce.
+    #[serde(skip)]
+    pub receipt: Option<ReceiptRequest>,
     /// The first thing wrong with them.
     #[serde(skip)]
     pub problem: Option<Error>,
 }
 
 /// The value of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Bool(bool),
     Integer(i128),
-    /// No parameter that is known here is a text or has a fraction.
+    Text(String),
+    /// No parameter that is known here is a longer text or has a fraction.
     Other,
 }
+
+/// The longest text that is kept: a receipt's nonce.
+const TEXT_BYTES: usize = 128;
 
 impl Parameters {
     /// Takes one parameter.
@@ -56,6 +64,7 @@ impl Parameters {
             "binary_data_size" => value.integer().map(|v| self.binary_data_size = Some(v)),
             "classification" => value.integer().map(|v| self.classification = Some(v)),
             "timeout" => value.integer().map(|v| self.timeout = Some(v)),
+            "receipt" => value.receipt().map(|v| self.receipt = v),
             _ => (!REFUSED.contains(&name) || value.is_off()).then_some(()),
         };
         if taken.is_none() && self.problem.is_none() {
@@ -82,6 +91,22 @@ impl Parameters {
 }
 
 impl Value {
+    /// A text from a stranger.
+    pub fn text(text: &str) -> Self {
+        match text.len() <= TEXT_BYTES {
+            true => Value::Text(text.to_owned()),
+            false => Value::Other,
+        }
+    }
+
+    fn receipt(self) -> Option<Option<ReceiptRequest>> {
+        match self {
+            Value::Bool(wanted) => Some(wanted.then(ReceiptRequest::default)),
+            Value::Text(text) => ReceiptRequest::parse(&text).ok().map(Some),
+            _ => None,
+        }
+    }
+
     fn bool(self) -> Option<bool> {
         match self {
             Value::Bool(value) => Some(value),
@@ -97,8 +122,8 @@ impl Value {
     }
 
     /// Whether the value says that the parameter is not used.
-    fn is_off(self) -> bool {
-        self == Value::Bool(false) || self == Value::Integer(0)
+    fn is_off(&self) -> bool {
+        *self == Value::Bool(false) || *self == Value::Integer(0)
     }
 }
 
@@ -168,8 +193,8 @@ impl Visitor<'_> for ReadValue {
         Ok(Value::Other)
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::text(text))
     }
 }
 
@@ -188,6 +213,20 @@ mod tests {
         assert_eq!(read.timeout(), Some(Duration::from_micros(1500)));
         assert_eq!(read.binary_data, Some(true));
         assert!(serde_json::from_str::<Parameters>(r#"{"x":[1]}"#).is_err());
+    }
+
+    #[test]
+    fn a_receipt_is_asked_for_with_true_or_a_nonce() {
+        let nonce = |json| read(json).unwrap().receipt.map(|wish| wish.to_string());
+        assert_eq!(nonce(r#"{"receipt":true}"#).as_deref(), Some("true"));
+        assert_eq!(nonce(r#"{"receipt":"true"}"#).as_deref(), Some("true"));
+        assert_eq!(nonce(r#"{"receipt":"0a"}"#).as_deref(), Some("0a"));
+        assert_eq!(nonce(r#"{"receipt":false}"#), None);
+        let long = format!(r#"{{"receipt":"{}"}}"#, "0".repeat(130));
+        for json in [r#"{"receipt":1}"#, r#"{"receipt":"x"}"#, &long] {
+            let error = read(json).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidRequest, "{json}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod oip;
 mod oip_grpc;
 mod oip_http;
 mod params;
+mod receipt;
 mod request_id;
 
 use std::sync::Arc;

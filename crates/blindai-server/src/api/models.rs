@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use blindai_core::api::{CONTENT_DIGEST, Deleted, ModelList};
+use blindai_core::api::{CONTENT_DIGEST, Deleted, ModelList, REPLACE};
+use blindai_core::receipt::Deed;
 use blindai_core::{Code, Digest, Error, ModelInfo, ModelName, ModelVersion, Result};
 
 use super::ApiError;
 use super::body::{Chunks, announced_length};
 use super::params::Params;
+use super::receipt;
 use crate::service::{Incoming, Service};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -79,41 +81,78 @@ async fn delete_version(
 async fn upload(
     State(service): State<Arc<Service>>,
     Params(name): Params<String>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    store(&service, &name.parse()?, None, &headers, body).await
+    if replaces(query.as_deref())? {
+        let fact = "without a version there is nothing to replace";
+        let error = Error::new(Code::InvalidRequest, fact);
+        return Err(error.with_remedy("name the version to replace").into());
+    }
+    let upload = Upload {
+        name: name.parse()?,
+        version: None,
+        replaces: false,
+    };
+    upload.receive(&service, &headers, body).await
 }
 
 async fn upload_version(
     State(service): State<Arc<Service>>,
     Params((name, version)): Params<(String, String)>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    let version = version.parse()?;
-    store(&service, &name.parse()?, Some(&version), &headers, body).await
+    let upload = Upload {
+        version: Some(version.parse()?),
+        name: name.parse()?,
+        replaces: replaces(query.as_deref())?,
+    };
+    upload.receive(&service, &headers, body).await
 }
 
-async fn store(
-    service: &Service,
-    name: &ModelName,
-    version: Option<&ModelVersion>,
-    headers: &HeaderMap,
-    body: Body,
-) -> Answer<Response> {
-    let admission = service.admit_upload()?;
-    let expected = content_digest(headers)?;
-    let announced = announced_length(headers);
-    let mut incoming = service.begin_upload(announced)?;
-    receive(service, body, &mut incoming, admission.deadline).await?;
-    let (info, new) = service.upload(name, version, expected, incoming).await?;
-    let status = if new {
-        StatusCode::CREATED
-    } else {
-        StatusCode::OK
-    };
-    Ok((status, Json(info)).into_response())
+/// What the head of an upload says.
+struct Upload {
+    name: ModelName,
+    version: Option<ModelVersion>,
+    replaces: bool,
+}
+
+impl Upload {
+    async fn receive(self, service: &Service, headers: &HeaderMap, body: Body) -> Answer<Response> {
+        let admission = service.admit_upload()?;
+        let expected = content_digest(headers)?;
+        let asked = receipt::asked(headers)?;
+        let incoming = service.begin_upload(announced_length(headers))?;
+        let mut incoming = incoming.replacing(self.replaces);
+        receive(service, body, &mut incoming, admission.deadline).await?;
+        let (name, version) = (&self.name, self.version.as_ref());
+        let (info, new) = service.upload(name, version, expected, incoming).await?;
+        let status = match new {
+            true => StatusCode::CREATED,
+            false => StatusCode::OK,
+        };
+        let model = (info.name.clone(), info.version.clone(), info.digest);
+        let mut response = (status, Json(info)).into_response();
+        if let Some(wish) = asked {
+            let signed = service.receipt(wish, Deed::Upload, model)?;
+            receipt::tell(response.headers_mut(), &signed);
+        }
+        Ok(response)
+    }
+}
+
+fn replaces(query: Option<&str>) -> Result<bool> {
+    match query.unwrap_or_default() {
+        "" | "replace=false" => Ok(false),
+        REPLACE => Ok(true),
+        _ => {
+            let fact = "the query is neither replace=true nor replace=false";
+            Err(Error::new(Code::InvalidRequest, fact))
+        }
+    }
 }
 
 // Chunk by chunk into the model file: the body is never held as a whole.

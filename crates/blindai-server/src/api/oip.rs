@@ -1,14 +1,17 @@
 //! What both spellings of the Open Inference Protocol do between decoding and encoding.
 
+use std::time::Instant;
+
 use blindai_core::oip::{
     self, EXTENSIONS, IndexEntry, InferRequest, InferResponse, ServerMetadata,
 };
 use blindai_core::{Code, Error, Result};
 
-use super::busy;
+use super::{busy, receipt};
 use crate::service::{Service, Turn};
 
-/// Runs the model and ranks the outputs of which a classification was asked for.
+/// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
+/// when one was.
 pub async fn infer(
     service: &Service,
     name: &str,
@@ -16,11 +19,18 @@ pub async fn infer(
     request: &mut InferRequest,
     turn: Turn,
 ) -> Result<InferResponse> {
-    let mut response = service.infer(name, version, request, turn).await?;
+    let inputs = receipt::inputs(request)?;
+    let wish = request.receipt.take();
+    let digests = async { Ok(receipt::digest(inputs).await) };
+    let run = service.infer(name, version, request, turn);
+    let ((mut response, model), inputs) = tokio::try_join!(run, digests)?;
     if request.outputs.iter().any(|o| o.classification.is_some()) {
         busy(size(&response), || {
             oip::classify_outputs(request, &mut response)
         })?;
+    }
+    if let Some(wish) = wish {
+        receipt::add(service, wish, inputs, model, &mut response)?;
     }
     Ok(response)
 }
@@ -46,28 +56,39 @@ pub fn index(service: &Service) -> Result<Vec<IndexEntry>> {
     Ok(service.list().iter().map(IndexEntry::new).collect())
 }
 
-/// Loads a model that is loaded, which is nothing to do: there is no repository to load others from.
+/// Brings the newest version of a model into memory, if it is not there.
 ///
 /// # Errors
 /// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] with parameters, which bring configuration
-/// and files.
-pub fn load(service: &Service, name: &str, with_parameters: bool) -> Result<()> {
-    let _admission = service.admit()?;
+/// and files; what keeps it from being loaded.
+pub async fn load(
+    service: &Service,
+    name: &str,
+    with_parameters: bool,
+    deadline: Instant,
+) -> Result<()> {
     if with_parameters {
         let fact = "a model cannot be loaded with parameters";
         return Err(upload_instead(Error::new(Code::MethodNotAllowed, fact)));
     }
-    let held = service.describe(name, None);
-    held.map(|_| ()).map_err(upload_instead)
+    let loaded = service.load(name, deadline).await;
+    loaded.map_err(|error| match error.code() {
+        Code::ModelNotFound => upload_instead(error),
+        _ => error,
+    })
 }
 
-/// Unloads nothing.
+/// Lets a model leave memory that can be read again.
 ///
 /// # Errors
-/// [`Code::MethodNotAllowed`]: models live in memory, so that to unload one would be to delete it,
-/// and its owner could not load it again.
-pub fn unload() -> Result<()> {
-    let fact = "models are not unloaded: they are kept nowhere to be loaded from again";
+/// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] when it lives in memory only, so that to unload
+/// it would be to delete it, and its owner could not load it again.
+pub fn unload(service: &Service, name: &str) -> Result<()> {
+    let _admission = service.admit()?;
+    if service.unload(name)? {
+        return Ok(());
+    }
+    let fact = "the model is not unloaded: it is kept nowhere to be loaded from again";
     Err(Error::new(Code::MethodNotAllowed, fact)
         .with_remedy("DELETE /v1/models/{name} deletes a model"))
 }

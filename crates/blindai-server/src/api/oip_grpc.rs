@@ -97,15 +97,15 @@ async fn repository_index(call: Call) -> Response {
 }
 
 async fn load(call: Call) -> Response {
-    call.tell(|service, message| {
-        let (name, with_parameters) = messages::decode_load(message)?;
-        oip::load(service, &name, with_parameters).map(|()| Bytes::new())
-    })
-    .await
+    call.answer(Load).await
 }
 
 async fn unload(call: Call) -> Response {
-    call.tell(|_, _| oip::unload().map(|()| Bytes::new())).await
+    call.tell(|service, message| {
+        let (name, _) = messages::decode_load(message)?;
+        oip::unload(service, &name).map(|()| Bytes::new())
+    })
+    .await
 }
 
 async fn unknown(_: Call) -> Response {
@@ -119,6 +119,16 @@ async fn model_infer(call: Call) -> Response {
 
 async fn model_stream_infer(call: Call) -> Response {
     call.stream(StreamInfer)
+}
+
+struct Load;
+
+impl Method for Load {
+    async fn call(&self, service: &Service, message: Bytes, turn: Turn) -> Result<Vec<Bytes>> {
+        let (name, with_parameters) = messages::decode_load(message)?;
+        oip::load(service, &name, with_parameters, turn.deadline).await?;
+        Ok(vec![Bytes::new()])
+    }
 }
 
 struct Infer;

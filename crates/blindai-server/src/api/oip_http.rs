@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::body::{Parts, collect};
 use super::coding::Coding;
 use super::params::Params;
-use super::{ApiError, busy, oip};
+use super::{ApiError, busy, oip, receipt};
 use crate::service::{Service, Turn};
 
 type Answer<T> = std::result::Result<T, ApiError>;
@@ -118,13 +118,16 @@ async fn load(
 ) -> Answer<StatusCode> {
     let admission = service.admit()?;
     let (body, _held) = collect(&service, &headers, body, admission.deadline).await?;
-    drop(admission);
-    oip::load(&service, &name, has_parameters(&body)?)?;
+    let with_parameters = has_parameters(&body)?;
+    oip::load(&service, &name, with_parameters, admission.deadline).await?;
     Ok(StatusCode::OK)
 }
 
-async fn unload() -> Answer<StatusCode> {
-    oip::unload()?;
+async fn unload(
+    State(service): State<Arc<Service>>,
+    Params(name): Params<String>,
+) -> Answer<StatusCode> {
+    oip::unload(&service, &name)?;
     Ok(StatusCode::OK)
 }
 
@@ -147,6 +150,7 @@ async fn run(
 ) -> Result<Response> {
     let admission = service.admit()?;
     let header_length = header_length(headers)?;
+    let asked = receipt::asked(headers)?;
     let deadline = admission.deadline;
     let (body, mut held) = collect(service, headers, body, deadline).await?;
     let mut request = busy(header_length.unwrap_or(body.len()), || {
@@ -154,7 +158,10 @@ async fn run(
     })?;
     let version = id.version.as_deref();
     let turn = Turn { caller, deadline };
-    let response = oip::infer(service, &id.name, version, &mut request, turn).await?;
+    let in_header = asked.is_some();
+    request.receipt = asked.or(request.receipt);
+    let mut response = oip::infer(service, &id.name, version, &mut request, turn).await?;
+    let receipt = response.receipt.take_if(|_| in_header);
     let (size, coding) = (oip::size(&response), Coding::wanted(headers));
     let encoded = busy(size, || {
         let mut encoded = encode_response(&response, |output| request.format_of(output))?;
@@ -162,7 +169,11 @@ async fn run(
         Ok(encoded)
     })?;
     service.grow_held(&mut held, encoded.len() as u64)?;
-    write(encoded, coding, (admission, held))
+    let mut response = write(encoded, coding, (admission, held))?;
+    if let Some(receipt) = receipt {
+        receipt::tell(response.headers_mut(), &receipt);
+    }
+    Ok(response)
 }
 
 fn has_parameters(body: &[u8]) -> Result<bool> {

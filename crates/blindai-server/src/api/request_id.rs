@@ -52,7 +52,11 @@ pub async fn observe(State(observer): State<Observer>, request: Request, next: N
     if let Some(trace) = &mut trace {
         seen.describe(trace);
     }
-    seen.log(observer.port, trace.as_deref(), error.as_ref());
+    seen.log(&observer, trace.as_deref());
+    if let Some(error) = error.as_ref().filter(|e| e.code() == Code::Internal) {
+        // Facts of our own faults speak of devices and files, never of a caller's data.
+        tracing::error!(id = seen.id, fact = error.fact(), "internal error");
+    }
     let outcome = seen
         .code
         .map_or(Outcome::of(response.status()), Outcome::Refused);
@@ -87,7 +91,7 @@ impl Seen<'_> {
         trace.code = self.code;
     }
 
-    fn log(&self, port: Port, trace: Option<&TraceContext>, error: Option<&Error>) {
+    fn log(&self, observer: &Observer, trace: Option<&TraceContext>) {
         let &Self {
             method,
             route,
@@ -95,17 +99,19 @@ impl Seen<'_> {
             us,
             ..
         } = self;
-        let (id, port, code) = (&*self.id, port.as_str(), self.code.map(Code::as_str));
+        let (id, port) = (&*self.id, observer.port.as_str());
         let trace = trace.map(TraceContext::id);
-        if code.is_some() {
-            tracing::info!(port, method, route, status, code, us, id, trace, "refused");
-        } else {
+        let Some(code) = self.code.map(Code::as_str) else {
             tracing::info!(target: ANSWERED, port, method, route, status, us, id, trace, "answered");
+            return;
+        };
+        let Some(left_out) = observer.telemetry.refusals.admit() else {
+            return;
+        };
+        if left_out > 0 {
+            tracing::warn!(left_out, "more requests were refused than are logged");
         }
-        if let Some(error) = error.filter(|error| error.code() == Code::Internal) {
-            // Facts of our own faults speak of devices and files, never of a caller's data.
-            tracing::error!(id, fact = error.fact(), "internal error");
-        }
+        tracing::info!(port, method, route, status, code, us, id, trace, "refused");
     }
 }
 

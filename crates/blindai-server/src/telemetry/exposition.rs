@@ -11,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::histogram::Counted;
+use super::movement::{Cause, Counts};
 use super::{ModelMetrics, Outcome, Port, Telemetry};
 
 /// What is not counted but looked at: the state of the server at this time.
@@ -35,6 +36,8 @@ pub struct Gauges {
 /// The state of one model.
 pub struct ModelGauges {
     pub metrics: Arc<ModelMetrics>,
+    /// Whether it is in memory.
+    pub loaded: bool,
     pub status: ModelStatus,
 }
 
@@ -104,6 +107,7 @@ fn families(telemetry: &Telemetry, gauges: &Gauges) -> Vec<Family> {
     families.extend(requests(telemetry, gauges));
     families.extend(ports(telemetry));
     families.extend(models(gauges));
+    families.extend(movements(telemetry));
     families.extend(evidence(gauges));
     families.push(traces(telemetry));
     families
@@ -146,7 +150,8 @@ fn requests(telemetry: &Telemetry, gauges: &Gauges) -> Vec<Family> {
     let (requests, uploads) = (gauges.requests, gauges.uploads);
     let uploaded = telemetry.uploaded_bytes.load(Ordering::Relaxed);
     let uploaded = [(Vec::new(), Sample::Counter(uploaded))];
-    let loads = [(Vec::new(), Sample::Histogram(telemetry.loads.seconds()))];
+    let times = telemetry.load_times.seconds();
+    let loads = [(Vec::new(), Sample::Histogram(times))];
     vec![
         family(
             MetricType::Counter,
@@ -178,14 +183,14 @@ fn requests(telemetry: &Telemetry, gauges: &Gauges) -> Vec<Family> {
         family(
             MetricType::Counter,
             "uploaded",
-            "Bytes of models that were loaded",
+            "Bytes of models that were uploaded and loaded",
             Some(Unit::Bytes),
             uploaded,
         ),
         family(
             MetricType::Histogram,
             "model_load",
-            "Loading an uploaded model",
+            "Loading a model",
             Some(Unit::Seconds),
             loads,
         ),
@@ -255,6 +260,11 @@ fn models(gauges: &Gauges) -> Vec<Family> {
     let (bytes, seconds) = (Some(Unit::Bytes), Some(Unit::Seconds));
     vec![
         gauge("models", "Models held", models.len() as u64),
+        gauge(
+            "models_loaded",
+            "Models in memory",
+            models.iter().filter(|model| model.loaded).count() as u64,
+        ),
         gauge("models_limit", "limits.models", gauges.models_limit as u64),
         family(
             MetricType::Histogram,
@@ -356,6 +366,32 @@ fn restarts(models: &[ModelGauges]) -> Vec<(Labels, Sample)> {
 
 fn labels(model: &ModelGauges) -> Labels {
     vec![("model", model.metrics.slot().to_string())]
+}
+
+fn movements(telemetry: &Telemetry) -> Vec<Family> {
+    fn by_cause<C: Cause>(counts: &Counts<C>) -> Vec<(Labels, Sample)> {
+        let labels = |cause: &str| vec![("cause", cause.to_owned())];
+        let counts = counts.read();
+        counts
+            .map(|(cause, count)| (labels(cause), Sample::Counter(count)))
+            .collect()
+    }
+    vec![
+        family(
+            MetricType::Counter,
+            "model_loads",
+            "Models that were loaded",
+            None,
+            by_cause(&telemetry.loads),
+        ),
+        family(
+            MetricType::Counter,
+            "model_unloads",
+            "Models that left memory and can be read again",
+            None,
+            by_cause(&telemetry.unloads),
+        ),
+    ]
 }
 
 fn evidence(gauges: &Gauges) -> Vec<Family> {

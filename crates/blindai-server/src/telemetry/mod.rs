@@ -8,8 +8,10 @@
 mod exposition;
 mod histogram;
 mod model;
+mod movement;
 mod port;
 mod request;
+mod throttle;
 mod traces;
 
 use std::sync::Arc;
@@ -19,17 +21,22 @@ use std::time::Duration;
 pub use exposition::{Gauges, ModelGauges, exposition};
 use histogram::{Durations, durations};
 pub use model::{ModelMetrics, Slots};
+pub use movement::{Counts, LoadCause, UnloadCause};
 pub use port::{Metered, Port, PortCounters};
 pub use request::{Outcome, Requests, Watched, answered, computed, decoded, watch};
+pub use throttle::Throttle;
 pub use traces::{Endpoint, Exporter, TraceContext, Traces};
 
 /// All that is counted.
 pub struct Telemetry {
     pub requests: Requests,
+    pub refusals: Throttle,
     pub slots: Slots,
     pub attested: Arc<PortCounters>,
     pub public: Arc<PortCounters>,
-    pub loads: Durations,
+    pub load_times: Durations,
+    pub loads: Counts<LoadCause>,
+    pub unloads: Counts<UnloadCause>,
     pub uploaded_bytes: AtomicU64,
     pub traces: Option<Traces>,
     /// Whether anybody may ask for the metrics.
@@ -41,10 +48,13 @@ impl Telemetry {
     pub fn new(metrics: bool, traces: Option<Traces>) -> Self {
         Self {
             requests: Requests::default(),
+            refusals: Throttle::default(),
             slots: Slots::default(),
             attested: Arc::default(),
             public: Arc::default(),
-            loads: durations(),
+            load_times: durations(),
+            loads: Counts::default(),
+            unloads: Counts::default(),
             uploaded_bytes: AtomicU64::new(0),
             traces,
             metrics,
@@ -59,9 +69,19 @@ impl Telemetry {
         }
     }
 
-    /// A model of `bytes` was loaded in this time.
-    pub fn loaded(&self, bytes: u64, took: Duration) {
+    /// A model was loaded in this time.
+    pub fn loaded(&self, cause: LoadCause, took: Duration) {
+        self.loads.add(cause);
+        self.load_times.record(took);
+    }
+
+    /// A model was uploaded and can answer.
+    pub fn uploaded(&self, bytes: u64) {
         self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.loads.record(took);
+    }
+
+    /// A model that can be read again has left memory.
+    pub fn unloaded(&self, cause: UnloadCause) {
+        self.unloads.add(cause);
     }
 }

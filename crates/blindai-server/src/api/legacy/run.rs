@@ -25,12 +25,12 @@ pub async fn run(call: &mut Call, uploads: &Uploads, last: &LastSent) -> Result<
     let mut request = request(&service, &info, &shape, &list, &mut held)?;
     let (name, version) = (info.name.as_str(), info.version.as_str());
     let response = service.infer(name, Some(version), &mut request, call.turn());
-    let response = response.await?;
+    let (response, digest) = response.await?;
     let output = response.outputs.first();
     let output = &output.ok_or_else(|| internal("there is no output"))?.tensor;
     service.grow_held(&mut held, COPIES * numbers::list_bytes(output))?;
     let message = busy(output.data().len(), || {
-        let answer = answer(&head, &info, &list, output)?;
+        let answer = answer(&head, digest, &list, output)?;
         Ok(reply(&service, head.sign, head.nonce, answer))
     })?;
     grpc::Answer::holding(message, admission, held)
@@ -64,12 +64,12 @@ fn request(
     Ok(request)
 }
 
-fn answer(head: &RunModel, info: &ModelInfo, list: &[u8], output: &Tensor) -> Result<Answer> {
+fn answer(head: &RunModel, model: Digest, list: &[u8], output: &Tensor) -> Result<Answer> {
     Ok(Answer::Run {
         output: numbers::from_tensor(output)?,
         datum_output: Datum::of(output.dtype()).unwrap_or_default(),
         input_hash: head.sign.then(|| Digest::of(list)),
-        model_hash: head.sign.then_some(info.digest),
+        model_hash: head.sign.then_some(model),
     })
 }
 

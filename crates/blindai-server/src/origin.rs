@@ -1,0 +1,118 @@
+//! Where models come from that can be read again.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use blindai_core::{Code, Error, Result};
+use blindai_engine::{ModelFile, ModelWriter};
+use rustix::fs::OFlags;
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// Where the content of a model is while it is not in memory.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A file that the configuration names. It is the host's, who may change it at any time: what was
+    /// read is what counts, and its digest is compared.
+    File(PathBuf),
+}
+
+/// Content that is about to be read.
+pub struct Content {
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    size_bytes: u64,
+}
+
+impl Origin {
+    /// Begins to read the content.
+    ///
+    /// # Errors
+    /// [`Code::ModelUnavailable`]
+    pub async fn open(&self) -> Result<Content> {
+        let Self::File(path) = self;
+        let (file, size_bytes) = open_file(path).await?;
+        Ok(Content {
+            reader: Box::new(file),
+            size_bytes,
+        })
+    }
+}
+
+impl Content {
+    /// How much there is, in bytes, as the origin says.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Reads it into sealed memory, as much as was said and no more: that much was reserved.
+    ///
+    /// # Errors
+    /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more.
+    pub async fn read(mut self) -> Result<ModelFile> {
+        let mut writer = ModelWriter::new(self.size_bytes)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            match self.reader.read(&mut piece).await.map_err(unreadable)? {
+                0 => return writer.finish(),
+                length => writer.write(&piece[..length])?,
+            }
+        }
+    }
+}
+
+async fn open_file(path: &Path) -> Result<(File, u64)> {
+    // A pipe would keep us waiting for somebody to write to it, a device might never end.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(flags).open(path).await;
+    let file = opened.map_err(unreadable)?;
+    let metadata = file.metadata().await.map_err(unreadable)?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(unreadable("it is not a file")),
+    }
+}
+
+/// Whoever calls the model reads this: no path.
+fn unreadable(reason: impl fmt::Display) -> Error {
+    let fact = format!("the content of the model cannot be read: {reason}");
+    Error::new(Code::ModelUnavailable, fact)
+}
+
+/// Hashing so much does not keep others from the thread for long.
+const PIECE_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use blindai_core::Digest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_read_again_with_what_is_in_it_now() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let origin = Origin::File(file.path().to_owned());
+        for content in [&b"one"[..], b"onetwo"] {
+            file.write_all(&content[content.len() - 3..]).unwrap();
+            let found = origin.open().await.unwrap();
+            assert_eq!(found.size_bytes(), content.len() as u64);
+            let read = found.read().await.unwrap();
+            assert_eq!(read.digest(), Digest::of(content));
+        }
+        let found = origin.open().await.unwrap();
+        file.write_all(b"more").unwrap();
+        let error = found.read().await.unwrap_err();
+        assert_eq!(error.code(), Code::ModelTooLarge);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_not_read_and_not_named() {
+        for path in ["/nowhere/secret", "/dev/zero", "/tmp"] {
+            let error = Origin::File(path.into()).open().await.err().unwrap();
+            assert_eq!(error.code(), Code::ModelUnavailable);
+            assert!(!error.to_string().contains(path), "{error}");
+        }
+    }
+}
