@@ -346,7 +346,8 @@ impl Client {
         head: &Head,
         parts: &[Bytes],
     ) -> Result<Answer, ClientError> {
-        self.0.repeatable(head, parts).await
+        let (answer, _) = self.0.repeatable(head, parts).await?;
+        Ok(answer)
     }
 }
 

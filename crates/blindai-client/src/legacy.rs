@@ -51,7 +51,7 @@ impl Client {
     ) -> Result<SignedAnswer, ClientError> {
         let path = format!("/securedexchange.Exchange/{method}");
         let mut head = Head::new(Method::POST, path);
-        head.header = Some((header::CONTENT_TYPE, GRPC));
+        head.headers.push((header::CONTENT_TYPE, GRPC));
         let answer = self.repeatable(&head, &messages).await?;
         let message = only_message(answer)?;
         let reply = read_reply(message);
