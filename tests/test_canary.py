@@ -16,8 +16,10 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+import cbor2
 import graphs
 import grpc
+import legacy
 import numpy as np
 import pytest
 import triton
@@ -87,6 +89,7 @@ def test_no_mark_is_found_anywhere(server: Server, collector: Collector):
         send_models(client)
         send_tensors(client, server)
         send_calls(client, server)
+        send_messages_of_0_3(server)
         crash_workers(client, server)
         for port in (server.port, server.public_port):
             send_http(port)
@@ -231,6 +234,28 @@ def send_calls(client: blindai.Client, server: Server) -> None:
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             infer(b"\x0a\xff" + MARK.encode())
     oip.close()
+
+
+def send_messages_of_0_3(server: Server) -> None:
+    who = legacy.messages().ClientInfo(uid=MARK, user_agent=MARK, platform_name=MARK)
+    node = helper.make_node("Identity", [f"{MARK}-in"], [f"{MARK}-out"], name=f"{MARK}-node")
+    ends = [graphs.value(f"{MARK}-{end}", TensorProto.FLOAT, [1]) for end in ("in", "out")]
+    model, one = marked([node], ends[:1], ends[1:]), cbor2.dumps([1.0])
+    with legacy.Exchange(server) as exchange:
+        named = {"model_name": f"{MARK}-old", "client_info": who, "input_fact": [1], "sign": True}
+        exchange.send(model, **named)
+        # The marks do arrive, and the nonce comes back.
+        answer = exchange.run(one, model_name=f"{MARK}-old", nonce=MARK.encode(), sign=True)
+        assert answer.header.nonce == MARK.encode()
+        for call in (
+            lambda: exchange.send(MARK.encode(), **named),
+            lambda: exchange.send(model, **{**named, "input_fact": [2]}),
+            lambda: exchange.send(model, [model[:9], MARK.encode()], **named),
+            lambda: exchange.run(cbor2.dumps([MARK]), client_info=who),
+            lambda: exchange.run(one, model_name=f"{MARK}-absent"),
+        ):
+            with pytest.raises(grpc.RpcError):
+                call()
 
 
 def crash_workers(client: blindai.Client, server: Server) -> None:

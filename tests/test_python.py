@@ -184,8 +184,6 @@ def test_the_old_api_takes_what_the_model_says(server: Server, tmp_path: Path):
         ):
             with pytest.raises(blindai.InvalidInputError):
                 client.upload_model(path, **wrong)
-        with pytest.raises(blindai.BlindAIError, match="signed"):
-            client.upload_model(path, sign=True)
         for shape in ((2, 3), None):
             assert client.upload_model(path, shape=shape).is_simulation_mode()
             assert client.run_model([1, 2, 3, 4, 5, 6.5]).output == [1, 2, 3, 4, 5, 6.5]

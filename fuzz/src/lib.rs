@@ -4,12 +4,15 @@
 
 use std::sync::LazyLock;
 
+use blindai_core::legacy::{Payload, Piece, Proof, RunModel, SendModel, numbers, read_reply};
 use blindai_core::oip::grpc::{
     decode_infer, decode_load, decode_model, encode_infer, encode_stream_infer, request_id,
 };
 use blindai_core::oip::{InferResponse, classify_outputs};
 use blindai_core::receipt::SignedStatement;
-use blindai_core::{Claims, Collateral, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral};
+use blindai_core::{
+    Claims, Collateral, DType, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral,
+};
 use blindai_verify::{
     Binding, Policy, appraise_quote, observe, read_certificate, read_foreign_certificate, verify,
 };
@@ -132,6 +135,41 @@ pub fn grpc(data: &[u8]) {
     let again = decode_model(encode_infer(&response).concat().into()).expect("our own message");
     assert_eq!(again.name, response.model_name);
     assert!(!encode_stream_infer(&response).concat().is_empty());
+}
+
+/// A message or file of BlindAI 0.3, or a list of numbers.
+pub fn legacy(data: &[u8]) {
+    let message = bytes::Bytes::copy_from_slice(data);
+    if let Ok((head, data)) = SendModel::read(message.clone()) {
+        assert_eq!(SendModel::read(head.write(&data)), Ok((head, data)));
+    }
+    if let Ok((head, data)) = RunModel::read(message.clone()) {
+        assert_eq!(RunModel::read(head.write(&data)), Ok((head, data)));
+    }
+    if let Ok(payload) = Payload::read(message.clone()) {
+        assert_eq!(Payload::read(payload.write()), Ok(payload));
+    }
+    let _ = read_reply(message.clone());
+    let proof = Proof::read(message);
+    assert!(proof.map_or(0, |proof| proof.payload.len()) <= data.len());
+    let Ok(count) = numbers::each(data, |_, _| Ok(())) else {
+        return;
+    };
+    for dtype in [
+        DType::F32,
+        DType::F64,
+        DType::I32,
+        DType::I64,
+        DType::U32,
+        DType::U64,
+    ] {
+        if let Ok(tensor) = numbers::to_tensor(data, dtype, &[count]) {
+            let list = numbers::from_tensor(&tensor).expect("a type of 0.3");
+            assert!(list.len() as u64 <= numbers::list_bytes(&tensor));
+            let again = numbers::to_tensor(&list, dtype, &[count]).expect("our own list");
+            assert_eq!(again.len(), tensor.len());
+        }
+    }
 }
 
 /// The policy that is written from an observation must compile, whatever the evidence says.

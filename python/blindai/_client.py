@@ -23,7 +23,7 @@ def connect(
     address: str = "localhost:50051",
     *,
     simulation: bool = False,
-    policy: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | bytes | None = None,
     timeout: float | None = None,
     token: str | None = None,
     client_certificate: CertificatePaths | None = None,
@@ -36,7 +36,8 @@ def connect(
     Args:
         address: ``host`` or ``host:port`` of the attested port.
         simulation: accept simulated evidence. It protects nothing and warns so, once per process.
-        policy: path of a policy file (TOML): which code on which hardware to accept.
+        policy: path of a policy file (TOML), or its text as bytes: which code on which hardware to
+            accept.
         timeout: seconds that connecting and each request may take, and that an upload may stand
             still; by default 10 to connect and 300 for a request.
         token: the bearer token of this caller, for servers that want to know who calls. It is sent

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import NoReturn, Optional
+from typing import NoReturn, Optional, Union
 
 from blindai._errors import ConnectionError, InvalidInputError, SimulationWarning
 
 #: The arguments of the native `connect`.
 Arguments = tuple[
-    str, bool, Optional[str], Optional[float], Optional[str], Optional[tuple[str, str]]
+    str,
+    bool,
+    Union[str, bytes, None],
+    Optional[float],
+    Optional[str],
+    Optional[tuple[str, str]],
 ]
 #: Paths of a client certificate and of its private key, both PEM.
 CertificatePaths = tuple["str | os.PathLike[str]", "str | os.PathLike[str]"]
@@ -19,7 +24,7 @@ CertificatePaths = tuple["str | os.PathLike[str]", "str | os.PathLike[str]"]
 def prepare_connect(
     address: str,
     simulation: bool,
-    policy: str | os.PathLike[str] | None,
+    policy: str | os.PathLike[str] | bytes | None,
     timeout: float | None,
     token: str | None,
     client_certificate: CertificatePaths | None,

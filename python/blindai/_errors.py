@@ -46,6 +46,14 @@ class AttestationError(BlindAIError):
     report: Report | None = None
 
 
+class SignatureError(BlindAIError):
+    """A signed answer is not what it should be: its signature, its subject, or its form."""
+
+
+class VersionError(BlindAIError):
+    """The server does not speak what the API of BlindAI 0.3 needs for signed answers."""
+
+
 class ReceiptError(AttestationError):
     """A receipt does not hold; the code names what does not match. What was asked for was done."""
 

@@ -31,7 +31,7 @@ def connect(
     address: str = "localhost:50051",
     *,
     simulation: bool = False,
-    policy: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | bytes | None = None,
     timeout: float | None = None,
     token: str | None = None,
     client_certificate: CertificatePaths | None = None,

@@ -16,31 +16,46 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from blindai import _client
+from blindai import _client, _native, _numbers
 from blindai._errors import (
     AttestationError,
     BlindAIError,
     ConnectionError,
     InvalidInputError,
     ModelError,
+    SignatureError,
+    VersionError,
 )
 from blindai._models import Model, TensorSpec
+from blindai._signed import RunModelResponse, SignedResponse, SigningKey, UploadModelResponse
 from blindai._tensors import Array, as_dtype, quote
+from blindai.dcap_attestation import Policy, source
 
 __all__ = [
+    "CONNECTION_TIMEOUT",
     "AttestationError",
     "BlindAiClient",
     "ModelDatumType",
+    "Policy",
     "RunModelResponse",
+    "SignatureError",
+    "SignedResponse",
     "UploadModelResponse",
+    "VersionError",
 ]
+
+#: Seconds that connecting may take.
+CONNECTION_TIMEOUT = 10
 
 
 class ModelDatumType(IntEnum):
@@ -54,33 +69,6 @@ class ModelDatumType(IntEnum):
     U64 = 5
 
 
-class UploadModelResponse:
-    """The answer to `BlindAiClient.upload_model`."""
-
-    def __init__(self, simulated: bool) -> None:
-        self._simulated = simulated
-
-    def is_simulation_mode(self) -> bool:
-        """Whether the server only simulates a TEE."""
-        return self._simulated
-
-    def is_signed(self) -> bool:
-        """Never: see ``sign`` of `BlindAiClient.upload_model`."""
-        return False
-
-
-class RunModelResponse(UploadModelResponse):
-    """The answer to `BlindAiClient.run_model`.
-
-    Attributes:
-        output: the elements of the model's first output, as a flat list.
-    """
-
-    def __init__(self, simulated: bool, output: list[Any]) -> None:
-        super().__init__(simulated)
-        self.output = output
-
-
 class BlindAiClient:
     """A client with one model of one input, as in BlindAI 0.3.
 
@@ -88,9 +76,27 @@ class BlindAiClient:
         debug_mode: has no effect; it was for the transport of that time.
     """
 
+    #: Whether the server only simulates a TEE.
+    simulation_mode: bool = False
+    #: The version of the server, while there is a connection.
+    server_version: str | None = None
+    #: The policy file of `connect_server`, where that was one of 0.3.
+    policy: Policy | None = None
+
     def __init__(self, debug_mode: bool = False) -> None:
         self._client: _client.Client | None = None
         self._model: _Uploaded | None = None
+        self._evidence: _Evidence | None = None
+
+    @property
+    def enclave_signing_key(self) -> SigningKey | None:
+        """The key that signs the server's answers, as its evidence names it; None when closed."""
+        return self._signing_evidence().key if self._client else None
+
+    @property
+    def attestation(self) -> bytes | None:
+        """The evidence that names this key, a document as JSON; None when closed."""
+        return self._signing_evidence().document if self._client else None
 
     def connect_server(
         self,
@@ -105,22 +111,31 @@ class BlindAiClient:
         """Verifies a server and connects to it.
 
         Args:
-            addr: the server's host name or IP address.
+            addr: the server's host name or IP address; a leading ``https://`` is left out.
             server_name: has no effect: the evidence says who the server is, not a name.
-            policy: path of a policy file of today (TOML).
+            policy: path of a policy file (TOML), of today or of 0.3.
             certificate: has no effect: the host's own certificate proves nothing.
-            simulation: accept simulated evidence. It protects nothing and warns so.
+            simulation: accept simulated evidence and look at no policy. It protects nothing and
+                warns so.
             untrusted_port: has no effect: the evidence comes over the attested port.
             attested_port: the port that ends inside the TEE.
 
         Raises:
             AttestationError: the server did not prove what the policy asks for.
             ConnectionError: there is no server.
+            FileNotFoundError: there is no such policy file.
+            PolicyError: the policy cannot be read or accepts nothing.
         """
         self.close_connection()
+        addr = addr.removeprefix("https://")
         host = f"[{addr}]" if addr.count(":") > 1 and not addr.startswith("[") else addr
         address = f"{host}:{attested_port}"
-        self._client = _client.connect(address, simulation=simulation, policy=policy)
+        text = None if simulation or policy is None else source(policy)
+        if isinstance(text, bytes):
+            self.policy = Policy.from_file(cast(str, policy))
+        self._client = _client.connect(address, simulation=simulation, policy=text)
+        self.simulation_mode = self._client.report.simulated
+        self.server_version = self._client.report.to_dict()["claims"].get("version")
 
     def upload_model(
         self,
@@ -140,43 +155,61 @@ class BlindAiClient:
             shape: the shape of the input; needed only when the model leaves it open.
             dtype: the element type of the input.
             dtype_out: the element type of the first output.
-            sign: must be False; signed answers are not offered.
+            sign: have the server sign that it holds the model.
 
         Raises:
+            FileNotFoundError: there is no such file.
             InvalidInputError: the model has another input than shape and dtype say.
             ConnectionError: the server refused the model, or there is no connection.
-            BlindAIError: ``sign`` was True.
+            SignatureError: the signed answer is not what it should be.
+            VersionError: the server signs nothing.
         """
         client = self._connected()
-        _refuse_signed(sign)
         with _as_connection_error():
             uploaded = _upload_once(client, model)
         self._model = _Uploaded(uploaded, shape, ModelDatumType(dtype), ModelDatumType(dtype_out))
-        return UploadModelResponse(client.report.simulated)
+        response = UploadModelResponse()
+        response._simulated = self.simulation_mode
+        if sign:
+            held = self._model.held()
+            self._sign(response, lambda nonce: client._native().vouch((*held, nonce)))
+            response.validate(
+                held[2],
+                validate_quote=False,
+                enclave_signing_key=self.enclave_signing_key,
+                allow_simulation_mode=self.simulation_mode,
+            )
+        return response
 
     def run_model(self, data_list: Sequence[Any], sign: bool = False) -> RunModelResponse:
         """Runs the uploaded model.
 
         Args:
             data_list: the elements of the input, as a flat list; they are reshaped.
-            sign: must be False; signed answers are not offered.
+            sign: have the server sign what came of it.
 
         Raises:
             InvalidInputError: the elements do not fill the input, or are of another type.
             ConnectionError: the server refused the request, or there is no connection.
-            BlindAIError: no model was uploaded, or ``sign`` was True.
+            BlindAIError: no model was uploaded.
+            SignatureError: the signed answer is not what it should be.
+            VersionError: the server signs nothing.
         """
         client = self._connected()
-        _refuse_signed(sign)
         if self._model is None:
             raise BlindAIError("no-model", "no model was uploaded", "call upload_model first")
         inputs = self._model.inputs(data_list)
+        response = RunModelResponse()
+        response._simulated = self.simulation_mode
+        if sign:
+            self._run_signed(client, self._model, inputs, data_list, response)
+            return response
         with _as_connection_error():
             model = self._model.model
             wanted = [self._model.output.name]
             outputs = client.infer(model.name, inputs, version=model.version, outputs=wanted)
-        output = outputs[self._model.output.name].reshape(-1).tolist()
-        return RunModelResponse(client.report.simulated, output)
+        response.output = outputs[self._model.output.name].reshape(-1).tolist()
+        return response
 
     def is_connected(self) -> bool:
         """Whether there is a connection."""
@@ -186,7 +219,8 @@ class BlindAiClient:
         """Ends the connection; does nothing when there is none."""
         if self._client is not None:
             self._client.close()
-        self._client = self._model = None
+        self._client = self._model = self._evidence = None
+        self.policy = self.server_version = None
 
     def __enter__(self) -> BlindAiClient:
         return self
@@ -204,6 +238,60 @@ class BlindAiClient:
             fact = "there is no connection"
             raise ConnectionError("client-closed", fact, "call connect_server first")
         return self._client
+
+    def _run_signed(
+        self,
+        client: _client.Client,
+        model: _Uploaded,
+        inputs: dict[str, Array],
+        data_list: Sequence[Any],
+        response: RunModelResponse,
+    ) -> None:
+        numbers = _numbers.encode(data_list)
+        (array,) = inputs.values()
+        named = (model.model.name, model.model.version, list(array.shape), numbers)
+        self._sign(response, lambda nonce: client._native().run_signed((*named, nonce)))
+        response.validate(
+            data_list,
+            validate_quote=False,
+            enclave_signing_key=self.enclave_signing_key,
+            allow_simulation_mode=self.simulation_mode,
+            model_hash=model.digest,
+        )
+
+    def _sign(self, response: SignedResponse, call: Callable[[bytes], tuple[bytes, bytes]]) -> None:
+        """Calls for a signed answer, which must carry a nonce made now."""
+        evidence, nonce = self._signing_evidence(), secrets.token_bytes(32)
+        with _as_connection_error():
+            try:
+                response.payload, response.signature = call(nonce)
+            except BlindAIError as error:
+                if error.code not in ("method-not-allowed", "route-not-found"):
+                    raise
+                raise VersionError(error.code, error.fact, error.remedy) from error
+        response.attestation = evidence.document
+        if _native.read_payload(response.payload)[2] != nonce:
+            fact = "the server signed an answer to another request"
+            raise SignatureError("signature-invalid", fact)
+
+    def _signing_evidence(self) -> _Evidence:
+        """Evidence that names the key and holds for a while yet."""
+        if self._evidence is None or self._evidence.until < time.time() + _MARGIN_SECONDS:
+            document, key, until = self._connected()._native().evidence()
+            if key is None:
+                fact = "the evidence names no key for answers"
+                raise AttestationError("evidence-malformed", fact)
+            self._evidence = _Evidence(document.encode(), SigningKey(key), until)
+        return self._evidence
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """A document, the key that it names for answers, and until when, in seconds since 1970."""
+
+    document: bytes
+    key: SigningKey
+    until: int
 
 
 class _Uploaded:
@@ -226,8 +314,18 @@ class _Uploaded:
         _check_dtype(self.input, "input", "dtype", dtype)
         _check_dtype(self.output, "output", "dtype_out", dtype_out)
         self.shape = _settle_shape(self.input, shape)
+        self.datums = int(dtype), int(dtype_out)
 
-    def inputs(self, data: Sequence[Any]) -> dict[str, Any]:
+    @property
+    def digest(self) -> bytes:
+        return bytes.fromhex(self.model.digest.removeprefix("sha256:"))
+
+    def held(self) -> tuple[str, str, bytes, list[int], tuple[int, int]]:
+        """What the server is asked to vouch for."""
+        shape = [1 if size == -1 else size for size in self.shape]
+        return self.model.name, self.model.version, self.digest, shape, self.datums
+
+    def inputs(self, data: Sequence[Any]) -> dict[str, Array]:
         # Never a Tensor: 0.3 has no BF16.
         flat = cast(Array, as_dtype(self.input.name, list(data), self.input.dtype))
         known = math.prod(size for size in self.shape if size >= 0)
@@ -292,24 +390,20 @@ def _settle_shape(spec: TensorSpec, given: Sequence[int] | None) -> tuple[int, .
     return shape
 
 
-def _refuse_signed(sign: bool) -> None:
-    if sign:
-        fact = "signed answers are not offered"
-        raise BlindAIError("not-implemented", fact, "pass sign=False")
-
-
 @contextmanager
 def _as_connection_error() -> Iterator[None]:
     # Scripts of 0.3 catch ConnectionError for whatever the server refuses.
     try:
         yield
-    except (ConnectionError, AttestationError):
+    except (ConnectionError, AttestationError, SignatureError, VersionError):
         raise
     except BlindAIError as error:
         raise ConnectionError(error.code, error.fact, error.remedy) from error
 
 
 _CHUNK_BYTES = 1 << 20
+#: Clocks differ, and answers take a while.
+_MARGIN_SECONDS = 300
 _DTYPES = {
     "FP32": ModelDatumType.F32,
     "FP64": ModelDatumType.F64,

@@ -9,8 +9,9 @@ use pyo3_async_runtimes::tokio::future_into_py;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::inside_runtime;
+use crate::legacy::{self, Evidence, Held, Run, Signed};
 use crate::tensor::{Input, Outputs};
-use crate::verbs::{self, Connect, Id, Kept, Report, Source};
+use crate::verbs::{self, Connect, Id, Kept, PolicySource, Report, Source};
 
 /// Verifies a server and connects to it.
 #[pyfunction]
@@ -18,7 +19,7 @@ pub fn connect(
     py: Python<'_>,
     address: String,
     simulation: bool,
-    policy: Option<PathBuf>,
+    policy: Option<PolicySource>,
     timeout: Option<f64>,
     token: Option<String>,
     client_certificate: Option<(PathBuf, PathBuf)>,
@@ -42,7 +43,7 @@ pub fn connect_async(
     py: Python<'_>,
     address: String,
     simulation: bool,
-    policy: Option<PathBuf>,
+    policy: Option<PolicySource>,
     timeout: Option<f64>,
     token: Option<String>,
     client_certificate: Option<(PathBuf, PathBuf)>,
@@ -123,6 +124,20 @@ impl Client {
     fn delete(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
         let id = Id::parse(name, version)?;
         self.events.wait(py, verbs::delete(self.client.clone(), id))
+    }
+
+    fn evidence(&self, py: Python<'_>) -> PyResult<Evidence> {
+        self.events.wait(py, legacy::evidence(self.client.clone()))
+    }
+
+    fn vouch(&self, py: Python<'_>, held: Held) -> PyResult<Signed> {
+        let call = legacy::vouch(self.client.clone(), held);
+        self.events.wait(py, call)
+    }
+
+    fn run_signed(&self, py: Python<'_>, run: Run) -> PyResult<Signed> {
+        let call = legacy::run_signed(self.client.clone(), run);
+        self.events.wait(py, call)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod error;
+mod legacy;
 mod receipt;
 mod tensor;
 mod verbs;
@@ -18,6 +19,12 @@ mod _native {
 
     #[pymodule_export]
     use crate::client::{AsyncClient, Client, connect, connect_async};
+
+    #[pymodule_export]
+    use crate::legacy::{
+        judge_proof, read_numbers, read_payload, read_proof, read_toml, signature_holds,
+        write_proof,
+    };
 
     #[pymodule_export]
     use crate::receipt::{read_receipt, verify_receipt};

@@ -1,7 +1,5 @@
 //! Receipts that somebody kept.
 
-use std::path::PathBuf;
-
 use blindai_client::{EvidenceDocument, ExpectedReceipt, NamedTensor, Receipt, ReceiptNonce};
 use blindai_core::receipt::SignedStatement;
 use blindai_core::{Code, Digest, Error};
@@ -9,7 +7,7 @@ use pyo3::prelude::*;
 
 use crate::error::{malformed, refused, to_python};
 use crate::tensor::Input;
-use crate::verbs::{Report, no_policy, read_policy};
+use crate::verbs::{PolicySource, Report, no_policy, read_policy};
 
 /// What a receipt says, as JSON. Nothing of it is verified.
 #[pyfunction]
@@ -27,7 +25,7 @@ pub fn verify_receipt(
     receipt: Vec<u8>,
     evidence: &str,
     simulation: bool,
-    policy: Option<PathBuf>,
+    policy: Option<PolicySource>,
     at: Option<u64>,
     model: Option<&str>,
     inputs: Vec<Input<'_>>,
@@ -37,7 +35,7 @@ pub fn verify_receipt(
     if policy.is_none() && !simulation {
         return Err(no_policy());
     }
-    let policy = read_policy(policy.as_deref(), simulation)?;
+    let policy = read_policy(policy.as_ref(), simulation)?;
     let evidence = EvidenceDocument::from_json(evidence.as_bytes());
     let evidence = evidence.map_err(|error| malformed("evidence-malformed", &error))?;
     let receipt = Receipt::new(receipt, evidence);

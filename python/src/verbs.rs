@@ -1,6 +1,6 @@
 //! The verbs of the client, with arguments and answers as Python has them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub type Report = (String, String);
 pub struct Connect {
     pub address: String,
     pub simulation: bool,
-    pub policy: Option<PathBuf>,
+    pub policy: Option<PolicySource>,
     pub timeout: Option<f64>,
     pub token: Option<String>,
     pub client_certificate: Option<(PathBuf, PathBuf)>,
@@ -34,7 +34,7 @@ pub struct Connect {
 
 impl Connect {
     pub async fn run(self) -> PyResult<Client> {
-        let policy = read_policy(self.policy.as_deref(), self.simulation)?;
+        let policy = read_policy(self.policy.as_ref(), self.simulation)?;
         let mut options = ConnectOptions::new(policy);
         if let Some(limit) = self.timeout.map(Duration::from_secs_f64) {
             options = options.connect_timeout(limit).request_timeout(limit);
@@ -59,22 +59,41 @@ impl Connect {
     }
 }
 
-/// The policy in a file, or the one that simulation alone stands for.
-pub fn read_policy(path: Option<&Path>, simulation: bool) -> PyResult<Policy> {
-    let Some(path) = path else {
+/// A policy: a file, or its text as bytes.
+#[derive(FromPyObject)]
+pub enum PolicySource {
+    Text(PyBackedBytes),
+    Path(PathBuf),
+}
+
+impl PolicySource {
+    fn read(&self) -> PyResult<(String, String)> {
+        let (name, text) = match self {
+            Self::Path(path) => (path.display().to_string(), std::fs::read_to_string(path)),
+            Self::Text(text) => {
+                let text = String::from_utf8(text.to_vec());
+                ("the policy".to_owned(), text.map_err(std::io::Error::other))
+            }
+        };
+        let text = text.map_err(|error| {
+            let fact = format!("{name}: {error}");
+            error::policy("policy-unreadable", &fact, "pass the path of a policy file")
+        })?;
+        Ok((name, text))
+    }
+}
+
+/// The policy, which accepts simulation where that is wanted; without one nothing else.
+pub fn read_policy(source: Option<&PolicySource>, simulation: bool) -> PyResult<Policy> {
+    let Some(source) = source else {
         return Ok(match simulation {
             true => Policy::dangerous().accept_simulation(),
             false => Policy::accept_nothing(),
         });
     };
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let fact = format!("{}: {error}", path.display());
-        error::policy("policy-unreadable", &fact, "pass the path of a policy file")
-    })?;
-    let policy = Policy::from_toml(&text).map_err(|error| {
-        let fact = format!("{}: {error}", path.display());
-        error::policy("policy-invalid", &fact, "")
-    })?;
+    let (name, text) = source.read()?;
+    let policy = Policy::from_toml(&text)
+        .map_err(|error| error::policy("policy-invalid", &format!("{name}: {error}"), ""))?;
     Ok(match simulation {
         true => policy.dangerous_accept_simulation(),
         false => policy,

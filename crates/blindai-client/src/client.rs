@@ -362,6 +362,18 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Sends a request that may be sent twice.
+    pub(crate) async fn repeatable(
+        &self,
+        head: &Head,
+        parts: &[Bytes],
+    ) -> Result<Answer, ClientError> {
+        let (answer, _) = self.0.repeatable(head, parts).await?;
+        Ok(answer)
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({})", self.0.dialer.address)

@@ -338,6 +338,12 @@ impl ClientError {
         Self::of(Cause::Server(error, id), "", "")
     }
 
+    /// What a server said of a request of this id, in another form than a body.
+    pub(crate) fn told(error: Error, id: Option<&str>) -> Self {
+        let id = id.map(|id| printable(id, ID_BYTES));
+        Self::of(Cause::Server(error, id), "", "")
+    }
+
     fn of(cause: Cause, fact: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Self {
         let (fact, remedy) = (printable(&fact.into(), FACT_BYTES), remedy.into());
         Self(Box::new(Inner {

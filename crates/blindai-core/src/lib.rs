@@ -7,6 +7,7 @@
 //!   certificate and in a file.
 //! - [`receipt`]: what the server states of one inference or upload, signed.
 //! - [`oip`] and [`api`]: the wire formats of HTTP and gRPC, written once for both ends.
+//! - [`legacy`]: those of BlindAI 0.3.
 //! - [`Token`]: who calls, where the server wants to know.
 //! - [`Error`]: one shape everywhere: a stable code, a fact, a remedy.
 //!
@@ -19,6 +20,7 @@ mod claims;
 mod digest;
 mod error;
 mod evidence;
+pub mod legacy;
 mod model;
 pub mod oip;
 pub mod receipt;

@@ -45,6 +45,7 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     pub store: StoreConfig,
     pub limits: Limits,
+    pub legacy: LegacyConfig,
     pub log: Log,
     pub metrics: MetricsConfig,
     pub traces: TracesConfig,
@@ -196,6 +197,13 @@ pub struct Limits {
     pub drain_seconds: u64,
 }
 
+/// `[legacy]`: the protocol of BlindAI 0.3, for clients of that time.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegacyConfig {
+    /// Whether it is spoken, on both ports. Default true.
+    pub enabled: bool,
+}
+
 /// `[log]`: on standard error, never with contents.
 #[derive(Clone, Debug, Serialize)]
 pub struct Log {
@@ -324,6 +332,9 @@ impl Config {
                 simulated_key: s.get("simulated_key", "simulated-sealing.key".into()),
             }),
             limits: root.section("limits", Limits::read),
+            legacy: root.section("legacy", |s| LegacyConfig {
+                enabled: s.get("enabled", true),
+            }),
             log: root.section("log", |s| Log {
                 format: s.get("format", LogFormat::Text),
                 level: s.get("level", LogLevel::Info),

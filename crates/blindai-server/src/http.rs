@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::PeerKey;
-use crate::api::Refused;
+use crate::api::{LastSent, Refused};
 use crate::places::{self, Exchange, IDLE, Life, Place, Places};
 use crate::reader::Reader;
 use crate::telemetry::{Metered, PortCounters, Watched, watch};
@@ -165,6 +165,7 @@ impl Speaker {
             key,
             inner: TowerToHyperService::new(self.router.clone()),
             life,
+            sent: LastSent::default(),
         };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let io = TokioIo::new(stream);
@@ -206,6 +207,7 @@ struct Tracked {
     key: Option<PeerKey>,
     inner: TowerToHyperService<Router>,
     life: Arc<Life>,
+    sent: LastSent,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Tracked {
@@ -219,6 +221,7 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
         if let Some(key) = self.key {
             request.extensions_mut().insert(key);
         }
+        request.extensions_mut().insert(self.sent.clone());
         let has_body = !http_body::Body::is_end_stream(request.body());
         let exchange = Exchange::begin(&self.life, has_body);
         let progress = exchange.incoming();

@@ -32,6 +32,9 @@ const CONCURRENT_QUOTES: usize = 4;
 /// How long a caller may wait for its turn.
 const QUOTE_WAIT: Duration = Duration::from_secs(5);
 
+/// The certificate extension in which clients of BlindAI 0.3 look for the key that signs answers.
+const RECEIPT_KEY_OID: &[u64] = &[1, 3, 6, 1, 3, 2];
+
 /// A port's share of the platform that quotes.
 #[derive(Clone)]
 pub struct Share(Arc<Semaphore>);
@@ -168,6 +171,26 @@ impl Identity {
         quoting.await.map_err(internal)?
     }
 
+    /// The certificate in use, DER.
+    pub fn certificate(&self) -> Vec<u8> {
+        let certificate = self.current.load().certificate.clone();
+        certificate
+            .cert
+            .first()
+            .map_or_else(Vec::new, |der| der.to_vec())
+    }
+
+    /// Signs with the receipt key, which the evidence names.
+    ///
+    /// Clients of 0.3 verify the signature of nothing but the message, so whatever else this key signs
+    /// must not be readable as one. A receipt is not: what is signed of it begins with a CBOR list of
+    /// four, where a message has the key of a field.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let signature = self.keys.receipt.sign(message);
+        let bytes = signature.as_ref().try_into();
+        bytes.expect("a signature of Ed25519 has 64 bytes")
+    }
+
     /// Signs a receipt: what was done with which model, beside what the claims say of this server.
     ///
     /// # Errors
@@ -294,7 +317,7 @@ fn attest(
     let claims = make_claims(keys, config_digest, validity, None);
     let evidence = quote(attester, &claims)?;
     Ok(Current {
-        certificate: Arc::new(certificate(&keys.tls, &evidence, validity)?),
+        certificate: Arc::new(certificate(keys, &evidence, validity)?),
         evidence,
         issued_at: claims.issued_at.unwrap_or_default(),
         expires_at: claims.expires_at.unwrap_or_default(),
@@ -327,7 +350,7 @@ fn quote(attester: &dyn Attester, claims: &Claims) -> Result<Evidence> {
     Ok(Evidence { quote, claims })
 }
 
-fn certificate(key: &KeyPair, evidence: &Evidence, validity: Duration) -> Result<CertifiedKey> {
+fn certificate(keys: &Keyset, evidence: &Evidence, validity: Duration) -> Result<CertifiedKey> {
     let names = vec!["blindai-srv".to_owned(), "localhost".to_owned()];
     let mut params = CertificateParams::new(names).map_err(internal)?;
     let name = &mut params.distinguished_name;
@@ -338,7 +361,11 @@ fn certificate(key: &KeyPair, evidence: &Evidence, validity: Duration) -> Result
     let (oid, value) = evidence.to_extension();
     let extension = CustomExtension::from_oid_content(oid, value);
     params.custom_extensions.push(extension);
-    certified_key(params, key)
+    if let Some(key) = keys.receipt_key() {
+        let extension = CustomExtension::from_oid_content(RECEIPT_KEY_OID, key.to_vec());
+        params.custom_extensions.push(extension);
+    }
+    certified_key(params, &keys.tls)
 }
 
 /// A self-signed certificate with its key, ready for rustls.

@@ -407,6 +407,16 @@ impl Service {
         self.identity.document(nonce, share).await
     }
 
+    /// The certificate of the attested port, DER.
+    pub fn certificate(&self) -> Vec<u8> {
+        self.identity.certificate()
+    }
+
+    /// Signs an answer with the key that the evidence names for it.
+    pub fn sign(&self, answer: &[u8]) -> [u8; 64] {
+        self.identity.sign(answer)
+    }
+
     /// How the collateral beside the evidence stands.
     pub fn collateral_state(&self) -> CollateralState {
         self.identity.collateral_state()

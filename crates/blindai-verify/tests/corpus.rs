@@ -63,3 +63,8 @@ fn documents() {
 fn grpc_messages() {
     replay(fuzz::grpc, "grpc", &[]);
 }
+
+#[test]
+fn messages_of_0_3() {
+    replay(fuzz::legacy, "legacy", &[]);
+}

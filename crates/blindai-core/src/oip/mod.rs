@@ -15,7 +15,7 @@ mod json;
 mod message;
 mod metadata;
 mod parameters;
-mod protobuf;
+pub(crate) mod protobuf;
 
 pub use classification::classify_outputs;
 pub use extensions::{

@@ -88,7 +88,7 @@ pub fn text(value: &Bytes) -> Result<String> {
 
 /// The message is not one. Nothing of it is repeated: it may be anything.
 pub fn malformed() -> Error {
-    let fact = "the message is not of the Open Inference Protocol in Protocol Buffers";
+    let fact = "the message is not of this method in Protocol Buffers";
     Error::new(Code::InvalidRequest, fact)
 }
 

@@ -62,6 +62,11 @@ impl Chunks {
         }
     }
 
+    /// Changes when all must have come.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
     /// The next chunk; `None` at the end.
     ///
     /// # Errors

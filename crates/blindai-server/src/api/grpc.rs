@@ -43,6 +43,9 @@ const CONTROL_BYTES: u64 = 64 * 1024;
 /// A call, of which nothing but the head has been read.
 pub struct Call {
     pub service: Arc<Service>,
+    arrived: Instant,
+    /// How long the caller waits.
+    timeout: Option<Duration>,
     /// Who calls, or why that is not known. Some methods are for everybody.
     principal: Result<Principal>,
     deadline: Instant,
@@ -111,8 +114,30 @@ impl Call {
         reply(Body::new(StreamBody::new(frames)))
     }
 
+    /// Lets the messages of this call come for so long, unless its caller waits less.
+    pub fn allow(&mut self, limit: Duration) {
+        let left = self.timeout.map_or(limit, |timeout| timeout.min(limit));
+        self.deadline = self.arrived + left;
+        self.messages.chunks.set_deadline(self.deadline);
+    }
+
+    /// When the call must have ended.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The next of several messages, of at most `limit` bytes; `None` after the last. The reservation
+    /// is to be held as long as the bytes.
+    pub async fn next(&mut self, limit: u64) -> Result<Option<(Bytes, Reservation)>> {
+        let Some(prefix) = self.messages.prefix(false).await? else {
+            return Ok(None);
+        };
+        let message = self.messages.message(&self.service, prefix, limit).await?;
+        Ok(Some(message))
+    }
+
     /// Who calls, when that is somebody who may do this at all.
-    fn known(&self, right: Right) -> Result<&Principal> {
+    pub fn known(&self, right: Right) -> Result<&Principal> {
         let principal = self.principal.as_ref().map_err(Error::clone)?;
         principal.require(right).map(|()| principal)
     }
@@ -150,6 +175,19 @@ pub trait Method: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
 }
 
+impl Answer {
+    /// One message; what is held is let go when it is sent.
+    ///
+    /// # Errors
+    /// [`Code::BodyTooLarge`]
+    pub fn holding(message: Bytes, admission: Admission, held: Reservation) -> Result<Self> {
+        Ok(Self {
+            parts: framed(vec![message])?,
+            held: Some((admission, held)),
+        })
+    }
+}
+
 impl From<Bytes> for Answer {
     fn from(message: Bytes) -> Self {
         // Too short to be refused.
@@ -174,6 +212,8 @@ impl FromRequest<Arc<Service>> for Call {
         Ok(Self {
             service: service.clone(),
             principal: identify(&head, service),
+            arrived,
+            timeout,
             deadline,
             messages: Messages {
                 chunks: Chunks::new(body, limits.idle(), deadline),
@@ -357,7 +397,8 @@ impl<M: Method> Exchange<M> {
     }
 }
 
-fn respond(answer: Result<Answer>) -> Response {
+/// The answer to a call, or its refusal.
+pub fn respond(answer: Result<Answer>) -> Response {
     match answer {
         Ok(Answer { parts, held }) => reply(Parts::with_trailers(parts, trailers(None), held)),
         Err(error) => refuse(error),

@@ -6,6 +6,7 @@ mod coding;
 mod error;
 mod grpc;
 mod health;
+mod legacy;
 mod metrics;
 mod models;
 mod oip;
@@ -23,33 +24,37 @@ use axum::middleware::from_fn_with_state;
 
 pub use error::ApiError;
 pub(crate) use error::status;
+pub use legacy::LastSent;
 pub use request_id::{ANSWERED, Refused};
 
 use crate::service::Service;
 use crate::telemetry::Port;
 use request_id::Observer;
 
-/// The attested port: all data and all models.
-pub fn attested(service: Arc<Service>) -> Router {
-    finish(attested_routes(), service, Port::Attested)
+/// The attested port: all data and all models. `legacy` says whether BlindAI 0.3 is spoken.
+pub fn attested(service: Arc<Service>, legacy: bool) -> Router {
+    finish(attested_routes(legacy), service, Port::Attested)
 }
 
 /// The public port: evidence and health, metrics where they are on, no user data.
-pub fn public(service: Arc<Service>) -> Router {
+pub fn public(service: Arc<Service>, legacy: bool) -> Router {
     let metrics = service.telemetry().metrics;
-    finish(public_routes(metrics), service, Port::Public)
+    finish(public_routes(metrics, legacy), service, Port::Public)
 }
 
-fn attested_routes() -> Router<Arc<Service>> {
+fn attested_routes(legacy: bool) -> Router<Arc<Service>> {
     models::routes()
         .merge(oip_http::routes())
         .merge(oip_grpc::routes())
+        .merge(legacy::exchange(legacy))
         .merge(attestation::routes())
         .merge(health::routes())
 }
 
-fn public_routes(metrics: bool) -> Router<Arc<Service>> {
-    let router = attestation::routes().merge(health::routes());
+fn public_routes(metrics: bool, legacy: bool) -> Router<Arc<Service>> {
+    let router = attestation::routes()
+        .merge(legacy::attestation(legacy))
+        .merge(health::routes());
     match metrics {
         true => router.merge(metrics::routes()),
         false => router,
@@ -85,10 +90,10 @@ mod tests {
     /// A route that is not in the table has no verb, and no test asks who may call it.
     #[test]
     fn the_tables_of_docs_access_name_every_route() {
-        let served = routes_of("attested", &attested_routes());
+        let served = routes_of("attested", &attested_routes(true));
         let served = served
             .into_iter()
-            .chain(routes_of("public", &public_routes(true)));
+            .chain(routes_of("public", &public_routes(true, true)));
         assert_eq!(documented(), served.collect());
     }
 

@@ -1,0 +1,1 @@
+"""Modules of BlindAI 0.3, under their names."""
