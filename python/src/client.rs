@@ -97,6 +97,10 @@ impl Client {
             .wait(py, verbs::infer(self.client.clone(), id, request, receipt))
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what Python calls has a name for each"
+    )]
     fn upload(
         &self,
         py: Python<'_>,
@@ -172,6 +176,10 @@ impl AsyncClient {
         future_into_py(py, verbs::infer(self.0.clone(), id, request, receipt))
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what Python calls has a name for each"
+    )]
     fn upload<'py>(
         &self,
         py: Python<'py>,
