@@ -49,8 +49,10 @@ def head(api: dict) -> Iterator[str]:
     yield "<!-- Written by tools/openapi.py out of openapi.yaml; do not edit. -->"
     yield "# REST\n"
     yield f"{api['info']['description']}\n"
-    yield "The same for programs is [openapi.yaml](openapi.yaml) (OpenAPI 3.1); errors, types and"
-    yield "parameters are explained in [api.md](api.md), verbs and roles in [access.md](access.md).\n"
+    yield "The same for programs is [openapi.yaml](openapi.yaml) (OpenAPI 3.1). Types, parameters"
+    yield "and codes are in [api.md](api.md), verbs and roles in [access.md](access.md).\n"
+    yield "What is refused is told by an [Error](#error), and every answer has an `x-request-id`:"
+    yield "the caller's own, or one of the server's.\n"
     yield "| credential | |"
     yield "|---|---|"
     yield "| none | where the configuration lets anonymous callers do it |"
@@ -92,14 +94,15 @@ def bodies(operation: dict) -> Iterator[str]:
 
 
 def responses(api: dict, operation: dict) -> Iterator[str]:
+    """What may be answered; `default`, which is the same everywhere, stands at the top once."""
     for status, response in operation["responses"].items():
+        if status == "default":
+            continue
         response = resolve(api, response)
         forms = [named(media["schema"]) for media in response.get("content", {}).values()]
-        headers = [f"`{name}`" for name in response.get("headers", {})]
-        form = ", ".join(filter(None, forms))
-        told = response["description"] + (f" Headers: {', '.join(headers)}." if headers else "")
-        kind, told_status = ("errors", "") if status == "default" else ("answer", f"`{status}` ")
-        yield row(kind, f"{told_status}{form}".strip(), told)
+        headers = ", ".join(f"`{name}`" for name in response.get("headers", {}))
+        told = response["description"] + (f" Headers: {headers}." if headers else "")
+        yield row("answer", " ".join([f"`{status}`", *filter(None, forms)]), told)
 
 
 def schemas(api: dict) -> Iterator[str]:
