@@ -53,7 +53,7 @@ def head(api: dict) -> Iterator[str]:
     yield "and codes are in [api.md](api.md), verbs and roles in [access.md](access.md).\n"
     yield "What is refused is told by an [Error](#error), and every answer has an `x-request-id`:"
     yield "the caller's own, or one of the server's.\n"
-    yield "| credential | |"
+    yield "| credential | what it is |"
     yield "|---|---|"
     yield "| none | where the configuration lets anonymous callers do it |"
     for name, scheme in api["components"]["securitySchemes"].items():
@@ -74,7 +74,7 @@ def section(api: dict, method: str, path: str, operation: dict) -> Iterator[str]
     yield f"{operation['summary']}. {operation.get('description', '')}".strip() + "\n"
     yield f"Port: {', '.join(ports(api, operation))}. Verb: {operation['x-verb']}.\n"
     rows = [*parameters(api, operation), *bodies(operation), *responses(api, operation)]
-    yield "| | | |"
+    yield "| where | name | |"
     yield "|---|---|---|"
     yield from rows
     yield ""
