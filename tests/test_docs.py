@@ -11,10 +11,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+import graphs
 import pytest
 import tomllib
 import yaml
-from support import ROOT, binary
+from support import ROOT, Answer, Http, Server, binary
 
 from tools import book, openapi
 
@@ -148,6 +149,65 @@ def test_the_description_is_whole() -> None:
         assert "default" in operation["responses"]
     for reference in re.findall(r"\$ref: \"(#[^\"]+)\"", (ROOT / "docs/openapi.yaml").read_text()):
         assert openapi.resolve(api, {"$ref": reference})
+
+
+def test_answers_are_as_described(server: Server, model: str) -> None:
+    """Each route is asked once; its answer has the fields that the description names, no others."""
+    place = {"{name}": model, "{version}": "1"}
+    asked = set()
+    with Http(server.port) as attested, Http(server.public_port) as public:
+        ports = {"attested": attested, "public": public}
+        for port, method, path, operation in in_order():
+            if path == "/metrics":  # off, as the configuration says nothing of it
+                continue
+            target = re.sub(r"{\w+}", lambda name: place[name[0]], path)
+            answer = ports[port].request(method, target, body_of(operation, method))
+            assert_described(answer, operation)
+            asked.add((answer.status, operation["summary"]))
+    assert {status for status, _ in asked} == {200, 201, 404, 405}
+
+
+def in_order() -> list[tuple[str, str, str, dict]]:
+    """Every route: uploads first and deletions last, of which the second finds nothing."""
+    order = ("PUT", "GET", "POST", "DELETE")
+    api = openapi.description()
+    routes = [
+        (port, *route) for route in openapi.operations(api) for port in openapi.ports(api, route[2])
+    ]
+    return sorted(routes, key=lambda route: order.index(route[1]))
+
+
+def body_of(operation: dict, method: str) -> bytes | dict | None:
+    if operation["x-verb"] == "infer":
+        tensor = {"datatype": "FP32", "shape": [1], "data": [1.0]}
+        return {"inputs": [{"name": name, **tensor} for name in "ab"]}
+    return graphs.add(["n"]) if method == "PUT" else None
+
+
+def assert_described(answer: Answer, operation: dict) -> None:
+    api, responses = openapi.description(), operation["responses"]
+    response = openapi.resolve(api, responses.get(str(answer.status), responses["default"]))
+    assert answer.status < 300 or response == api["components"]["responses"]["Error"], operation
+    assert "x-request-id" in answer.headers
+    content = response.get("content", {}).get("application/json")
+    if content:
+        assert_fits(answer.json, content["schema"], api)
+
+
+def assert_fits(value: object, schema: dict, api: dict) -> None:
+    """A value is of a schema, as far as the description goes."""
+    schema = openapi.resolve(api, schema)
+    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+    if "type" in schema:
+        assert isinstance(value, types[schema["type"]]), (value, schema)
+    assert value in schema.get("enum", [value])
+    assert value == schema.get("const", value)
+    for each in value if "items" in schema else []:
+        assert_fits(each, schema["items"], api)
+    if "properties" in schema:
+        assert set(schema.get("required", [])) <= set(value) <= set(schema["properties"]), value
+        for name, own in value.items():
+            assert_fits(own, schema["properties"][name], api)
 
 
 # Code
