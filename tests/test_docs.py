@@ -17,7 +17,8 @@ import tomllib
 import yaml
 from support import ROOT, Answer, Http, Server, binary
 
-from tools import book, openapi
+import blindai
+from tools import book, openapi, python_reference
 
 # Not in target/, which is large, and not in hidden folders, which are not ours.
 FOLDERS = [each for each in ROOT.iterdir() if each.is_dir() and each.name[0] != "."]
@@ -208,6 +209,16 @@ def assert_fits(value: object, schema: dict, api: dict) -> None:
         assert set(schema.get("required", [])) <= set(value) <= set(schema["properties"]), value
         for name, own in value.items():
             assert_fits(own, schema["properties"][name], api)
+
+
+# The Python reference
+
+
+def test_the_python_reference_is_that_of_the_package() -> None:
+    page = (ROOT / "docs/python.md").read_text()
+    assert page == python_reference.page(), "python tools/python_reference.py"
+    sections = set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
+    assert sections == set(blindai.__all__) - {"__version__", "aio"}
 
 
 # Code
