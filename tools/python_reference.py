@@ -84,18 +84,19 @@ def function(of: ast.FunctionDef) -> Iterator[str]:
 
 
 def signature(of: ast.FunctionDef) -> str:
-    """The head of a function, one argument a line where one line is too short."""
-    arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(of.args))
+    """The head of a function as ruff formats it: on one line, or one for each argument."""
+    parts = [part for part in split(of.args) if part not in ("self", "cls")]
     returns = f" -> {ast.unparse(of.returns)}" if of.returns else ""
-    line = f"def {of.name}({arguments}){returns}: ..."
+    line = f"def {of.name}({', '.join(parts)}){returns}: ..."
     if len(line) <= 100:
         return line
-    parts = [part for part in split(of.args) if part not in ("self", "cls")]
     return "\n".join([f"def {of.name}(", *(f"    {part}," for part in parts), f"){returns}: ..."])
 
 
 def split(arguments: ast.arguments) -> Iterator[str]:
     """The arguments one by one, with types and defaults."""
+    rest = arguments.vararg or arguments.kwarg
+    assert not rest, "*args and **kwargs would be left out"
     plain = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(plain) - len(arguments.defaults)) + arguments.defaults
     for argument, default in zip(plain, defaults, strict=True):
@@ -107,7 +108,12 @@ def split(arguments: ast.arguments) -> Iterator[str]:
 
 
 def told(argument: ast.arg, default: ast.expr | None) -> str:
-    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+    return ast.unparse(argument) + (f" = {value(default)}" if default else "")
+
+
+def value(default: ast.expr) -> str:
+    text = ast.unparse(default)
+    return f'"{text[1:-1]}"' if text.startswith("'") else text
 
 
 def described(of: Definition) -> str:
