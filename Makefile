@@ -9,6 +9,8 @@
 #                servers too, which takes minutes to install
 #   make bench-verify   how long a verdict on evidence takes, and a receipt
 #   make bench-store    what sealing and loading a model costs, beside reading and digesting it
+#   make book    the documentation as a site, in .cache/book/site; compiling mdBook takes minutes the
+#                first time, where it is not installed
 #   make build   the release binary, with ONNX Runtime beside it, in target/release
 #   make dist    what a release consists of, in target/dist: the program as others can build it, too,
 #                the engine, the list of contents, man pages and completions, the wheel, digests
@@ -17,12 +19,13 @@ SHELL := /bin/bash
 VENV := .cache/venv
 PYTHON := $(VENV)/bin/python
 WASM := wasm32-unknown-unknown
+MDBOOK := 0.5.4
 LIBRARY := libonnxruntime.so.1.28.0
 # ONNX Runtime as it comes may phone home in later versions; no process here may.
 export ORT_DISABLE_TELEMETRY := 1
 export BLINDAI_ONNXRUNTIME := $(CURDIR)/.cache/onnxruntime/$(LIBRARY)
 
-.PHONY: demo test soak lint bench bench-verify bench-store build dist setup python clean
+.PHONY: demo test soak lint bench bench-verify bench-store book build dist setup python clean
 
 build: setup
 	BLINDAI_COMMIT=$$(tools/reproduce.sh commit) cargo build --release --locked -p blindai-cli
@@ -78,6 +81,14 @@ bench-verify:
 
 bench-store:
 	cargo bench --locked -p blindai-store --bench store
+
+# mdBook of any version that is installed, or the pinned one. No part of the tests, which hold the
+# pages to the same without it.
+book:
+	python3 tools/book.py
+	@command -v mdbook >/dev/null || test -x .cache/mdbook/bin/mdbook || \
+		cargo install mdbook --version $(MDBOOK) --locked --root .cache/mdbook
+	PATH="$$PATH:$(CURDIR)/.cache/mdbook/bin" mdbook build
 
 # The Python package, into the virtual environment.
 python:
