@@ -121,8 +121,9 @@ pub(crate) fn parse(
 #[cfg(not(feature = "cloud"))]
 pub(crate) fn parse(
     _: &Url,
-    _: &Credentials,
+    credentials: &Credentials,
 ) -> object_store::Result<(Box<dyn ObjectStore>, object_store::path::Path)> {
+    let _ = &credentials.0;
     let operation = "object stores, without which this program was built".to_owned();
     let implementer = "blindai-store".to_owned();
     Err(object_store::Error::NotImplemented {
