@@ -150,17 +150,23 @@ def test_every_listing_says_that_a_simulation_protects_nothing(tmp_path: Path):
 # Refusals
 
 
-def test_other_code_does_not_open_the_store(tmp_path: Path):
-    server = keeping(tmp_path)
-    with server, connect(server) as client:
-        client.models.upload(adding(1), name="one")
-    upgrade = tmp_path / "upgrade"
-    # A digest of the whole file is its measurement.
+@contextlib.contextmanager
+def other_code(folder: Path) -> Iterator[None]:
+    """Servers are of another program in here: a digest of the whole file is its measurement."""
+    upgrade = folder / "upgrade"
     shutil.copy(binary(), upgrade)
     with upgrade.open("ab") as file:
         file.write(b"\0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLINDAI_BIN", str(upgrade))
+        yield
+
+
+def test_other_code_does_not_open_the_store(tmp_path: Path):
+    server = keeping(tmp_path)
+    with server, connect(server) as client:
+        client.models.upload(adding(1), name="one")
+    with other_code(tmp_path):
         assert "store-sealed-elsewhere" in refusal(keeping(tmp_path))
     # Nothing was taken from whom it belongs to.
     with keeping(tmp_path) as server, connect(server) as client:
@@ -171,12 +177,7 @@ def test_an_upgrade_of_the_same_signer_opens_the_store(tmp_path: Path):
     server = keeping(tmp_path, seal_to="signer")
     with server, connect(server) as client:
         client.models.upload(adding(1), name="one")
-    upgrade = tmp_path / "upgrade"
-    shutil.copy(binary(), upgrade)
-    with upgrade.open("ab") as file:
-        file.write(b"\0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BLINDAI_BIN", str(upgrade))
+    with other_code(tmp_path):
         upgraded = keeping(tmp_path, seal_to="signer")
         with upgraded, connect(upgraded) as client:
             assert answer(client, "one") == 1

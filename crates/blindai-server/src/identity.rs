@@ -377,7 +377,8 @@ pub fn certified_key(params: CertificateParams, key: &KeyPair) -> Result<Certifi
         .map_err(internal)
 }
 
-fn unix_now() -> u64 {
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> u64 {
     unix_seconds(SystemTime::now())
 }
 

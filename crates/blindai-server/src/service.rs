@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use blindai_core::oip::{InferRequest, InferResponse, StatisticsList};
 use blindai_core::receipt::{Deed, ReceiptRequest};
@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::access::{Access, Held, Principal, QuotaPlace, Right};
 use crate::budget::{Budget, Reservation};
 use crate::config::{Config, Limits, ModelConfig};
-use crate::identity::{Identity, Share};
+use crate::identity::{Identity, Share, unix_now};
 use crate::model::Model;
 use crate::origin::Origin;
 use crate::registry::{Claim, Content, Registry};
@@ -461,7 +461,7 @@ impl Service {
             size_bytes,
             signature: resident.loaded().signature().clone(),
             engine: options.kind,
-            uploaded_at: unix_seconds(),
+            uploaded_at: unix_now(),
             loaded: true,
             metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
             kept: storage.as_ref().map(|storage| storage.kept()),
@@ -634,10 +634,4 @@ async fn to_its_end<T: Send + 'static>(
 ) -> Result<T> {
     let ended = tokio::spawn(change).await;
     ended.unwrap_or_else(|_| Err(Error::new(Code::Internal, "a change was given up")))
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_seconds() -> u64 {
-    let age = SystemTime::now().duration_since(UNIX_EPOCH);
-    age.map_or(0, |age| age.as_secs())
 }

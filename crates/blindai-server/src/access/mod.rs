@@ -28,7 +28,7 @@ pub use config::{AccessConfig, Entry, Expiry, Pattern, Quota, Role};
 pub use principal::{Owner, Principal, Right};
 pub use quota::{Held, QuotaPlace};
 
-use crate::service::unix_seconds;
+use crate::identity::unix_now;
 use principal::Member;
 
 /// Everybody who is known, and what the others may do.
@@ -78,7 +78,7 @@ impl Access {
         };
         let member = member.map_err(|fact| Error::new(Code::Unauthenticated, fact))?;
         let principal = Principal::new(member.clone(), connection);
-        principal.check_expiry(unix_seconds())?;
+        principal.check_expiry(unix_now())?;
         Ok(principal)
     }
 

@@ -122,7 +122,7 @@ impl Principal {
     /// # Errors
     /// [`Code::Unauthenticated`] when a credential would help, [`Code::Forbidden`].
     pub fn require(&self, right: Right) -> Result<()> {
-        self.check_expiry(crate::service::unix_seconds())?;
+        self.check_expiry(crate::identity::unix_now())?;
         let enough = self.has(Role::Admin)
             || self.has(Role::Upload)
             || (self.has(Role::Infer) && right == Right::Use);

@@ -57,11 +57,11 @@ impl Uploads {
             version: info.version.clone(),
         };
         let mut books = lock(&self.0);
+        // Of anybody: what this caller may not see is there all the same.
+        let operator = Principal::operator();
         let is_there = |held: &Arc<Held>| {
             let version = Some(held.version.as_str());
-            // Of anybody: what this caller may not see is there all the same.
-            let everybody = Principal::operator();
-            let found = service.describe(&everybody, held.name.as_str(), version);
+            let found = service.describe(&operator, held.name.as_str(), version);
             found.is_ok()
         };
         books.held.retain(is_there);
