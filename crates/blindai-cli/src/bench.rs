@@ -159,7 +159,7 @@ async fn measure(arguments: &Arguments, plan: &Plan) -> Result<Summary> {
             let subject = Subject::new(server, name, version);
             load(peer, plan, subject).await
         }
-        None => attested(arguments, plan).await,
+        None => Box::pin(attested(arguments, plan)).await,
     }
 }
 

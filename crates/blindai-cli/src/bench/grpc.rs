@@ -59,7 +59,8 @@ impl Grpc {
         let idle = self.idle.borrow_mut().pop();
         let mut sender = match idle {
             Some(sender) => sender,
-            None => self.connect().await?,
+            // In a box, or each request would carry the room that a connection takes.
+            None => Box::pin(self.connect()).await?,
         };
         let lost = |error| PeerError::connection("connection-lost", error);
         sender.ready().await.map_err(lost)?;

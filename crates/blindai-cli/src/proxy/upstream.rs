@@ -48,7 +48,7 @@ impl Pool {
                 },
             }
         }
-        let mut sender = self.connect().await?;
+        let mut sender = Box::pin(self.connect()).await?;
         let response = sender.send_request(request).await;
         let response = response.map_err(|error| Refusal::broken(&error))?;
         Ok(self.answered(sender, response))
@@ -128,7 +128,7 @@ impl Link {
         if let Some(sender) = known.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
-        let sender = self.connect().await?;
+        let sender = Box::pin(self.connect()).await?;
         Ok(known.insert(sender).clone())
     }
 
