@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientCertificate, ClientError, ConnectOptions, Digest, InferRequest, ModelInfo, ModelName,
-    ModelPins, ModelVersion, Policy, Receipt, Upload, VerifiedReport,
+    Client, ClientCertificate, ClientError, ConnectOptions, Digest, InferRequest, ModelInfo,
+    ModelName, ModelPins, ModelVersion, Policy, Receipt, Upload, VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
 use blindai_core::{Code, Error};
