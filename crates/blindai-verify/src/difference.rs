@@ -144,6 +144,7 @@ impl Policy {
             }
         }
         let mut missing: Vec<_> = self.models.pins().map(|pin| &pin.name).collect();
+        missing.sort_unstable();
         missing.dedup();
         missing.retain(|name| !seen.iter().any(|model| model.name == **name));
         for name in missing {
