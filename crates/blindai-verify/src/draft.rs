@@ -76,11 +76,9 @@ impl Observation {
         draft.0.push('\n');
         let Some(models) = self.models.as_deref().filter(|models| !models.is_empty()) else {
             draft.comment(
-                "Which digests may answer under a name: without this, whoever holds the server's \
-                 store can put an old one back, with old models.",
+                "No models are pinned. Without a table [models], which says which digests may \
+                 answer under a name, whoever holds the server's store can put an old one back.",
             );
-            draft.line("# [models]");
-            draft.line("# \"NAME\" = [\"sha256:…\"]");
             return;
         };
         draft.line("[models]");
