@@ -87,7 +87,8 @@ def test_an_inference_has_a_receipt(client: blindai.Client, same: str, tmp_path:
     assert report.simulated
     assert "proves nothing" in str(report)
     checks = outcomes(report)
-    assert checks.pop("receipt_kind") == "skipped"
+    for not_asked in ("receipt_kind", "receipt_model_accepted"):
+        assert checks.pop(not_asked) == "skipped"
     assert set(checks.values()) == {"pass"}
     assert {check.name for check in report.checks} >= {"quote", "report_data", "receipt_signature"}
 
@@ -96,7 +97,7 @@ def test_what_is_not_given_is_skipped(client: blindai.Client, same: str):
     receipt = client.infer(same, {"x": X}, receipt=True).receipt
     checks = outcomes(verify(receipt))
     skipped = {name for name, outcome in checks.items() if outcome == "skipped"}
-    given = ("input", "output", "model", "nonce", "kind")
+    given = ("input", "output", "model", "model_accepted", "nonce", "kind")
     assert skipped == {f"receipt_{name}" for name in given}
 
 
@@ -398,7 +399,7 @@ def test_offline_all_holds(scene: Scene):
     assert (said["verdict"], said["subject"]) == ("trusted", "receipt")
     receipts = [check for check in said["checks"] if "receipt" in check["name"]]
     skipped = {check["name"] for check in receipts if check["outcome"] == "skipped"}
-    assert skipped == {"receipt_kind", "receipt_nonce"}
+    assert skipped == {"receipt_kind", "receipt_nonce", "receipt_model_accepted"}
     nonce = said["receipt"]["nonce"]
     assert scene.run("--nonce", nonce)["verdict"] == "trusted"
     assert said["verified_at"] == said["receipt"]["issued_at"]

@@ -85,6 +85,7 @@ class Client:
         version: str | None = None,
         outputs: Iterable[str] | None = None,
         receipt: bool = False,
+        digest: str | None = None,
     ) -> Outputs:
         """Runs a model.
 
@@ -97,6 +98,9 @@ class Client:
             outputs: the names of the outputs to return; None for all.
             receipt: ask for a receipt, check it against what was sent and what came, and give it
                 as ``result.receipt``.
+            digest: accept this content alone, ``sha256:`` and 64 hexadecimal digits: the server
+                refuses before the model runs when the name holds another. What the policy pins
+                counts with or without it.
 
         Returns:
             A dict with an array per output, in the model's order. Strings are object arrays of str.
@@ -105,7 +109,8 @@ class Client:
 
         Raises:
             InvalidInputError: an input is missing, unknown, or of another dtype or shape.
-            ModelError: there is no such model, or it failed on this input.
+            ModelError: there is no such model, it is not one that is accepted
+                (``model-not-accepted``: it did not run), or it failed on this input.
             ServerError: the server cannot answer now, or this caller is over its quota.
             AccessError: the server does not know this caller, or does not let it do this.
             AttestationError: the server's evidence has expired and it has no new one.
@@ -113,16 +118,16 @@ class Client:
             ConnectionError: the connection broke, or this client is closed.
         """
         if not needs_signature(inputs):
-            return self._run(name, inputs, version, outputs, None, receipt)
+            return self._run(name, inputs, version, outputs, None, receipt, digest)
         model = self._known.get((name, version)) or self.models.get(name, version)
         try:
-            return self._run(name, inputs, version, outputs, model, receipt)
+            return self._run(name, inputs, version, outputs, model, receipt, digest)
         except InvalidInputError:
             # The name may hold another model by now.
             fresh = self.models.get(name, version)
             if fresh.digest == model.digest:
                 raise
-            return self._run(name, inputs, version, outputs, fresh, receipt)
+            return self._run(name, inputs, version, outputs, fresh, receipt, digest)
 
     def attest(self) -> Report:
         """Asks the server for evidence made now, for a random nonce, and verifies it.
@@ -165,9 +170,10 @@ class Client:
         outputs: Iterable[str] | None,
         model: Model | None,
         receipt: bool,
+        digest: str | None,
     ) -> Outputs:
         wire = encode(inputs, model.signature if model else None)
-        run = self._native().infer(name, version, wire, list(outputs or ()), receipt)
+        run = self._native().infer(name, version, wire, list(outputs or ()), receipt, digest)
         tensors, kept = run
         return Outputs._of(decode(tensors), kept)
 
@@ -202,7 +208,8 @@ class Models:
             receipt: ask for a receipt, check it, and give it as ``model.receipt``.
 
         Raises:
-            ModelError: not a valid or supported model, or the name and version hold another one.
+            ModelError: not a valid or supported model, the policy pins another under this name, or
+                the name and version hold another one.
             AccessError: this caller may not upload, or not under this name.
             InvalidInputError: the name cannot be one, or the model is over the server's limit.
         """
@@ -214,14 +221,14 @@ class Models:
         return dataclasses.replace(model, receipt=keep(kept)) if kept else model
 
     def list(self) -> builtins.list[Model]:
-        """Every model that this caller may use."""
+        """Every model that this caller may use, whether the policy accepts it or not."""
         return [Model._from_json(info) for info in json.loads(self._client._native().models())]
 
     def get(self, name: str, version: str | None = None) -> Model:
         """One model, with its signature; the latest version when none is given.
 
         Raises:
-            ModelError: there is no such model.
+            ModelError: there is no such model, or the policy pins another under this name.
         """
         return self._keep(self._client._native().model(name, version), version)
 

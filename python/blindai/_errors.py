@@ -67,7 +67,7 @@ class AccessError(BlindAIError):
 
 
 class ModelError(BlindAIError):
-    """The model is not there, is not valid or not supported, or failed on this input."""
+    """The model is not there, not accepted, not valid or not supported, or failed on this input."""
 
 
 class InvalidInputError(BlindAIError, ValueError):

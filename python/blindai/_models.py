@@ -63,6 +63,8 @@ class Model:
             need not name it; None where there are no metrics.
         kept: how the server keeps it over a restart: ``sealed`` by the platform, ``simulated``,
             which protects nothing, or None: not at all.
+        accepted: False for a model in a list that the policy does not accept: a request for it is
+            refused.
         receipt: the receipt of its upload, when one was asked for.
     """
 
@@ -76,6 +78,7 @@ class Model:
     loaded: bool = True
     metrics_slot: int | None = None
     kept: str | None = None
+    accepted: bool = True
     receipt: Receipt | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -92,6 +95,7 @@ class Model:
             loaded=info.get("loaded", True),
             metrics_slot=info.get("metrics_slot"),
             kept=info.get("kept"),
+            accepted=info.get("accepted", True),
         )
 
 

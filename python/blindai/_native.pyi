@@ -84,6 +84,7 @@ class Client:
         inputs: list[_Tensor],
         outputs: list[str],
         receipt: bool,
+        digest: str | None,
     ) -> tuple[list[_Tensor], _Receipt | None]: ...
     def upload(
         self,
@@ -115,6 +116,7 @@ class AsyncClient:
         inputs: list[_Tensor],
         outputs: list[str],
         receipt: bool,
+        digest: str | None,
     ) -> Awaitable[tuple[list[_Tensor], _Receipt | None]]: ...
     def upload(
         self,

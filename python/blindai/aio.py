@@ -95,19 +95,20 @@ class Client:
         version: str | None = None,
         outputs: Iterable[str] | None = None,
         receipt: bool = False,
+        digest: str | None = None,
     ) -> Outputs:
         """Runs a model; see `blindai.Client.infer`."""
         if not needs_signature(inputs):
-            return await self._run(name, inputs, version, outputs, None, receipt)
+            return await self._run(name, inputs, version, outputs, None, receipt, digest)
         model = self._known.get((name, version)) or await self.models.get(name, version)
         try:
-            return await self._run(name, inputs, version, outputs, model, receipt)
+            return await self._run(name, inputs, version, outputs, model, receipt, digest)
         except InvalidInputError:
             # The name may hold another model by now.
             fresh = await self.models.get(name, version)
             if fresh.digest == model.digest:
                 raise
-            return await self._run(name, inputs, version, outputs, fresh, receipt)
+            return await self._run(name, inputs, version, outputs, fresh, receipt, digest)
 
     async def attest(self) -> Report:
         """Asks for evidence made now and verifies it; see `blindai.Client.attest`."""
@@ -146,9 +147,10 @@ class Client:
         outputs: Iterable[str] | None,
         model: Model | None,
         receipt: bool,
+        digest: str | None,
     ) -> Outputs:
         wire = encode(inputs, model.signature if model else None)
-        run = self._native().infer(name, version, wire, list(outputs or ()), receipt)
+        run = self._native().infer(name, version, wire, list(outputs or ()), receipt, digest)
         tensors, kept = await run
         return Outputs._of(decode(tensors), kept)
 

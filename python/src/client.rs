@@ -83,6 +83,10 @@ impl Client {
         self.events.wait(py, verbs::ready(self.client.clone()))
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what Python calls has a name for each"
+    )]
     fn infer(
         &self,
         py: Python<'_>,
@@ -91,10 +95,12 @@ impl Client {
         inputs: Vec<Input<'_>>,
         outputs: Vec<String>,
         receipt: bool,
+        digest: Option<&str>,
     ) -> PyResult<(Outputs, Option<Kept>)> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
+        let client = verbs::accepting(&self.client, &id, digest)?;
         self.events
-            .wait(py, verbs::infer(self.client.clone(), id, request, receipt))
+            .wait(py, verbs::infer(client, id, request, receipt))
     }
 
     #[expect(
@@ -163,6 +169,10 @@ impl AsyncClient {
         future_into_py(py, verbs::ready(self.0.clone()))
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what Python calls has a name for each"
+    )]
     fn infer<'py>(
         &self,
         py: Python<'py>,
@@ -171,9 +181,11 @@ impl AsyncClient {
         inputs: Vec<Input<'py>>,
         outputs: Vec<String>,
         receipt: bool,
+        digest: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
-        future_into_py(py, verbs::infer(self.0.clone(), id, request, receipt))
+        let client = verbs::accepting(&self.0, &id, digest)?;
+        future_into_py(py, verbs::infer(client, id, request, receipt))
     }
 
     #[expect(

@@ -72,7 +72,7 @@ fn class_of(error: &ClientError) -> &'static str {
         ErrorKind::Local => "InvalidInputError",
         ErrorKind::Server(kind) => match kind {
             Kind::InvalidRequest | Kind::InvalidInput | Kind::TooLarge => "InvalidInputError",
-            Kind::Model | Kind::NotFound | Kind::Conflict => "ModelError",
+            Kind::Model | Kind::NotFound | Kind::Conflict | Kind::Precondition => "ModelError",
             Kind::Unauthenticated | Kind::Forbidden => "AccessError",
             Kind::Overloaded | Kind::Unavailable | Kind::Timeout | Kind::Internal => "ServerError",
         },

@@ -2,12 +2,12 @@
 
 use blindai_client::{EvidenceDocument, ExpectedReceipt, NamedTensor, Receipt, ReceiptNonce};
 use blindai_core::receipt::SignedStatement;
-use blindai_core::{Code, Digest, Error};
+use blindai_core::{Code, Error};
 use pyo3::prelude::*;
 
 use crate::error::{malformed, refused, to_python};
 use crate::tensor::Input;
-use crate::verbs::{PolicySource, Report, no_policy, read_policy};
+use crate::verbs::{PolicySource, Report, no_policy, read_digest, read_policy};
 
 /// What a receipt says, as JSON. Nothing of it is verified.
 #[pyfunction]
@@ -61,10 +61,6 @@ fn tensors(given: Vec<Input<'_>>) -> PyResult<Vec<NamedTensor>> {
 fn read_nonce(nonce: &[u8]) -> PyResult<ReceiptNonce> {
     let nonce = ReceiptNonce::from_bytes(nonce);
     nonce.ok_or_else(|| invalid("a receipt's nonce has 1 to 64 bytes".to_owned()))
-}
-
-fn read_digest(text: &str) -> PyResult<Digest> {
-    text.parse().map_err(invalid)
 }
 
 fn invalid(fact: String) -> PyErr {

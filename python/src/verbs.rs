@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blindai_client::{
-    Client, ClientCertificate, ClientError, ConnectOptions, InferRequest, ModelName, ModelVersion,
-    Policy, Receipt, Upload, VerifiedReport,
+    Client, ClientCertificate, ClientError, ConnectOptions, Digest, InferRequest, ModelInfo,
+    ModelName, ModelPins, ModelVersion, Policy, Receipt, Upload, VerifiedReport,
 };
 use blindai_core::oip::RequestedOutput;
+use blindai_core::{Code, Error};
 use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -130,6 +131,18 @@ impl Id {
     }
 }
 
+/// The client, which accepts under this name what it did, and of that only this digest.
+pub fn accepting(client: &Client, id: &Id, digest: Option<&str>) -> PyResult<Client> {
+    let digest = digest.map(read_digest).transpose()?;
+    Ok(client.accepting(ModelPins::digest(&id.0, digest)))
+}
+
+/// Reads a digest, with or without its prefix.
+pub fn read_digest(text: &str) -> PyResult<Digest> {
+    text.parse()
+        .map_err(|fact: String| refused(Error::new(Code::InvalidRequest, fact)))
+}
+
 /// Reads the inputs; their buffers stay numpy's.
 pub fn request(inputs: Vec<Input<'_>>, outputs: Vec<String>) -> PyResult<InferRequest> {
     let inputs = inputs.into_iter().map(Input::into_tensor);
@@ -219,8 +232,20 @@ async fn send(client: &Client, upload: Upload, receipt: bool) -> PyResult<(Strin
     Ok((json(Ok(info))?, Some(Kept(receipt))))
 }
 
+/// Every model, and whether the client accepts it.
 pub async fn models(client: Client) -> PyResult<String> {
-    json(client.models().await)
+    #[derive(Serialize)]
+    struct Listed<'a> {
+        #[serde(flatten)]
+        info: &'a ModelInfo,
+        accepted: bool,
+    }
+    let models = client.models().await.map_err(to_python)?;
+    let listed = models.iter().map(|info| Listed {
+        info,
+        accepted: client.accepted().accept_model(info).is_ok(),
+    });
+    json(Ok(listed.collect::<Vec<_>>()))
 }
 
 pub async fn model(client: Client, id: Id) -> PyResult<String> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use blindai_client::InferRequest;
+use blindai_client::{Digest, InferRequest, ModelPins};
 use blindai_core::{ModelName, ModelVersion, NamedTensor};
 use clap::Args;
 use serde_json::json;
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Where to write each output as NAME.npy; made when absent.
     #[arg(long, value_name = "FOLDER")]
     output_dir: PathBuf,
+    /// Accept no other model than the one of this digest: sha256:<64 HEX DIGITS>.
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<Digest>,
     #[command(flatten)]
     keep: Keep,
     #[command(flatten)]
@@ -40,8 +43,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let inputs = arguments.inputs.iter().map(|(name, path)| read(name, path));
     let request = InferRequest::new(inputs.collect::<Result<_>>()?);
-    let client = arguments.connection.open()?;
     let (name, version) = (&arguments.name, arguments.version.as_ref());
+    let client = arguments.connection.open()?;
+    let client = client.accepting(ModelPins::digest(name, arguments.digest));
     let (response, receipt) = match arguments.keep.receipt {
         Some(_) => {
             let (response, receipt) = client.infer_with_receipt(name, version, &request)?;

@@ -141,7 +141,15 @@ fn upload(
 }
 
 fn list(common: &Common) -> Result<()> {
-    let models = common.connection.open()?.models()?;
+    let client = common.connection.open()?;
+    let models = client.models()?;
+    // Who looks has to see it all; what would be refused when it is called is told beside.
+    let refused = models
+        .iter()
+        .map(|info| client.accepted().accept_model(info));
+    for error in refused.filter_map(Result::err) {
+        output::warn(format_args!("WARNING: {error}"));
+    }
     match common.json {
         true => output::print_json(&json!({ "models": models })),
         false => {

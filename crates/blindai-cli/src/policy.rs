@@ -1,15 +1,17 @@
 //! `blindai policy`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use blindai_core::api::ModelList;
 use blindai_verify::{Difference, Observation, Verification};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::collateral::CollateralArguments;
 use crate::connection::read_policy;
+use crate::file;
 use crate::measure;
 use crate::output;
 use crate::subject::Subject;
@@ -39,6 +41,9 @@ struct Init {
     /// The evidence: an evidence document, a quote, a report, or a certificate that carries one.
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
+    /// Pin the models in this file, too: what `blindai models list --json` wrote.
+    #[arg(long, value_name = "FILE")]
+    models: Option<PathBuf>,
     #[command(flatten)]
     time: Time,
     #[command(flatten)]
@@ -54,6 +59,9 @@ struct Diff {
     /// Compare with the policy as it stands with --simulation.
     #[arg(long)]
     simulation: bool,
+    /// Compare the models in this file, too: what `blindai models list --json` wrote.
+    #[arg(long, value_name = "FILE")]
+    models: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -75,6 +83,7 @@ impl Init {
     fn run(&self) -> Result<ExitCode> {
         let seen = observe(&Subject::read(&self.from)?, &self.collateral, &self.time)?;
         warn(&seen);
+        let seen = with_models(seen, self.models.as_deref())?;
         let drafted = seen.to_policy_toml();
         if drafted.contains(TO_BE_JUDGED) {
             eprintln!(
@@ -94,6 +103,12 @@ impl Diff {
         let policy = read_policy(&self.policy, self.simulation)?;
         let seen = observe(&Subject::read(&self.file)?, &self.collateral, &self.time)?;
         warn(&seen);
+        if !policy.models().is_empty() && self.models.is_none() {
+            output::warn(
+                "NOTE: the policy pins models, which evidence does not name; give --models FILE",
+            );
+        }
+        let seen = with_models(seen, self.models.as_deref())?;
         let found = policy.differences(&seen);
         if self.json {
             output::print_json(&differences_json(&found, &seen));
@@ -121,6 +136,19 @@ fn observe(
         None => seen,
     })
 }
+
+fn with_models(seen: Observation, list: Option<&Path>) -> Result<Observation> {
+    let Some(path) = list else {
+        return Ok(seen);
+    };
+    let text = file::read_text(path, LIST_BYTES)?;
+    let list: ModelList = serde_json::from_str(&text)
+        .with_context(|| format!("{} is no list of models", path.display()))?;
+    Ok(seen.with_models(list.models))
+}
+
+/// Far more models than a server holds.
+const LIST_BYTES: u64 = 64 * 1024 * 1024;
 
 fn warn(seen: &Observation) {
     match seen.verification() {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blindai_core::oip::{InferRequest, InferResponse};
+use blindai_core::pins::ModelPins;
 use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion};
 use blindai_verify::VerifiedReport;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -50,6 +51,20 @@ impl Client {
     /// See [`crate::Client::report`].
     pub fn report(&self) -> Arc<VerifiedReport> {
         self.client.report()
+    }
+
+    /// See [`crate::Client::accepting`].
+    #[must_use]
+    pub fn accepting(&self, models: ModelPins) -> Self {
+        Self {
+            client: self.client.accepting(models),
+            events: self.events.clone(),
+        }
+    }
+
+    /// See [`crate::Client::accepted`].
+    pub fn accepted(&self) -> &ModelPins {
+        self.client.accepted()
     }
 
     /// See [`crate::Client::attest`].

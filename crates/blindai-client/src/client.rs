@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use blindai_collateral::Fetcher;
 use blindai_core::api::{self, Deleted, ModelList};
 use blindai_core::oip::{self, InferRequest, InferResponse};
+use blindai_core::pins::ModelPins;
 use blindai_core::receipt::{self, ReceiptRequest};
 use blindai_core::{EvidenceDocument, ModelInfo, ModelName, ModelVersion, Token};
 use blindai_verify::{ExpectedReceipt, Policy, VerifiedReport};
@@ -13,6 +15,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::de::DeserializeOwned;
 
+use crate::accepted::{check_answer, check_info};
 use crate::address::Address;
 use crate::credentials::{ClientCertificate, Credentials, authorization};
 use crate::http1::{Answer, Broken, Head, Outgoing};
@@ -154,7 +157,10 @@ impl fmt::Debug for ConnectOptions {
 /// nothing, when the report has expired or the server has a new key and it does not prove itself
 /// anew.
 #[derive(Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client {
+    shared: Arc<Shared>,
+    accepted: Arc<ModelPins>,
+}
 
 impl Client {
     /// Connects to `address` (`host`, `host:port` or `[IPv6]:port`; the port is 50051 by default)
@@ -168,22 +174,38 @@ impl Client {
             (options.request_timeout, options.max_response_bytes);
         let idle_connections = options.idle_connections;
         let dialer = options.dialer(address)?;
+        let accepted = Arc::new(dialer.policy.models().clone());
         let channel = dialer.attest().await?;
-        let client = Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             dialer,
             known: Mutex::new(channel.proof().clone()),
             idle: Mutex::default(),
             request_timeout,
             max_response_bytes,
             idle_connections,
-        }));
-        client.0.park(channel);
-        Ok(client)
+        });
+        shared.park(channel);
+        Ok(Self { shared, accepted })
+    }
+
+    /// The same client, which accepts of the models that its policy accepts only these.
+    #[must_use]
+    pub fn accepting(&self, models: ModelPins) -> Self {
+        let accepted = ModelPins::clone(&self.accepted).and(models);
+        Self {
+            shared: self.shared.clone(),
+            accepted: Arc::new(accepted),
+        }
+    }
+
+    /// Which models it accepts: those that the policy does, unless it was told to be stricter.
+    pub fn accepted(&self) -> &ModelPins {
+        &self.accepted
     }
 
     /// What the server proved last.
     pub fn report(&self) -> Arc<VerifiedReport> {
-        lock(&self.0.known).report.clone()
+        lock(&self.shared.known).report.clone()
     }
 
     /// Asks for new evidence, with a new nonce, and verifies it. The document can be kept and
@@ -192,10 +214,10 @@ impl Client {
     /// # Errors
     /// As for [`Client::connect`].
     pub async fn attest(&self) -> Result<(EvidenceDocument, Arc<VerifiedReport>), ClientError> {
-        let channel = self.0.dialer.attest().await?;
+        let channel = self.shared.dialer.attest().await?;
         let Proof { report, evidence } = channel.proof().clone();
-        self.0.remember(channel.proof());
-        self.0.park(channel);
+        self.shared.remember(channel.proof());
+        self.shared.park(channel);
         Ok(((*evidence).clone(), report))
     }
 
@@ -205,7 +227,7 @@ impl Client {
     /// Of kind `Attestation` or `Connection`.
     pub async fn ready(&self) -> Result<bool, ClientError> {
         let head = Head::new(Method::GET, "/v2/health/ready".to_owned());
-        let (answer, _) = self.0.repeatable(&head, &[]).await?;
+        let (answer, _) = self.shared.repeatable(&head, &[]).await?;
         Ok(answer.status().is_success())
     }
 
@@ -215,9 +237,10 @@ impl Client {
     /// # Errors
     /// Of kind `Local` when the file cannot be read; of kind `Server` with
     /// [`Code::ModelInvalid`](blindai_core::Code::ModelInvalid),
-    /// [`Code::ModelExists`](blindai_core::Code::ModelExists) and others when it is refused.
+    /// [`Code::ModelExists`](blindai_core::Code::ModelExists),
+    /// [`Code::ModelNotAccepted`](blindai_core::Code::ModelNotAccepted) and others when it is refused.
     pub async fn upload(&self, upload: Upload) -> Result<ModelInfo, ClientError> {
-        let head = upload_head(&upload);
+        let head = self.upload_head(&upload);
         Ok(self.send_model(upload, &head).await?.0)
     }
 
@@ -229,8 +252,8 @@ impl Client {
         &self,
         upload: Upload,
     ) -> Result<(ModelInfo, Receipt), ClientError> {
-        let (mut head, name) = (upload_head(&upload), upload.name.clone());
-        let nonce = asked(&mut head, &self.0.dialer)?;
+        let (mut head, name) = (self.upload_head(&upload), upload.name.clone());
+        let nonce = asked(&mut head, &self.shared.dialer)?;
         let (info, (answer, proof)) = self.send_model(upload, &head).await?;
         let expected = ExpectedReceipt {
             kind: Some(receipt::Kind::Upload),
@@ -251,20 +274,26 @@ impl Client {
         head: &Head,
     ) -> Result<(ModelInfo, (Answer, Proof)), ClientError> {
         let (body, reading) = upload.start().await?;
-        let answer = self.0.upload(head, body).await;
+        let answer = self.shared.upload(head, body).await;
         // When the file broke off, that is the reason, and the broken connection its consequence.
         let sent = reading.digest().await?;
         let answered = answer?;
         let info = json(&answered.0)?;
         check_digest(sent, &info)?;
-        Ok((info, answered))
+        Ok((check_info(&self.accepted, info)?, answered))
+    }
+
+    fn upload_head(&self, upload: &Upload) -> Head {
+        let mut head = Head::new(Method::PUT, upload.path());
+        head.accept(&self.accepted, &upload.name);
+        head
     }
 
     /// Runs a model: its newest version unless one is named.
     ///
     /// # Errors
-    /// Of kind `Server` when the model does not exist, the inputs do not fit it, or it fails on
-    /// them.
+    /// Of kind `Server` when the model does not exist, is not one that the policy accepts (it has not
+    /// run then), the inputs do not fit it, or it fails on them.
     pub async fn infer(
         &self,
         name: &ModelName,
@@ -283,8 +312,24 @@ impl Client {
         &self,
         request: &PreparedRequest,
     ) -> Result<InferResponse, ClientError> {
-        let (answer, _) = self.0.repeatable(&request.head, &request.parts).await?;
-        decode(&accepted(answer)?)
+        let (response, ..) = self.send(request).await?;
+        Ok(response)
+    }
+
+    async fn send(
+        &self,
+        request: &PreparedRequest,
+    ) -> Result<(InferResponse, Answer, Proof), ClientError> {
+        let (name, mut head) = (&request.name, Cow::Borrowed(&request.head));
+        if !self.accepted.is_empty() {
+            head.to_mut().accept(&self.accepted, name);
+        }
+        let (answer, proof) = self.shared.repeatable(&head, &request.parts).await?;
+        let answer = succeeded(answer)?;
+        let response = decode(&answer)?;
+        let version = response.model_version.as_deref();
+        check_answer(&self.accepted, name, version, &answer)?;
+        Ok((response, answer, proof))
     }
 
     /// [`Client::infer`], with a receipt of it, which has been checked against what was sent and what
@@ -299,10 +344,8 @@ impl Client {
         request: &InferRequest,
     ) -> Result<(InferResponse, Receipt), ClientError> {
         let mut prepared = PreparedRequest::new(name, version, request);
-        let nonce = asked(&mut prepared.head, &self.0.dialer)?;
-        let answer = self.0.repeatable(&prepared.head, &prepared.parts).await?;
-        let (answer, proof) = (accepted(answer.0)?, answer.1);
-        let response = decode(&answer)?;
+        let nonce = asked(&mut prepared.head, &self.shared.dialer)?;
+        let (response, answer, proof) = self.send(&prepared).await?;
         let ran: Option<ModelVersion> = response
             .model_version
             .as_deref()
@@ -321,13 +364,14 @@ impl Client {
         Ok((response, receipt))
     }
 
-    /// Every model of the server, in every version.
+    /// Every model of the server, in every version, whether it is accepted or not:
+    /// [`ModelPins::accept_model`] says which.
     ///
     /// # Errors
     /// Of kind `Attestation`, `Connection` or `Server`.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let head = Head::new(Method::GET, api::MODELS.to_owned());
-        let list: ModelList = json(&self.0.repeatable(&head, &[]).await?.0)?;
+        let list: ModelList = json(&self.shared.repeatable(&head, &[]).await?.0)?;
         Ok(list.models)
     }
 
@@ -335,14 +379,17 @@ impl Client {
     ///
     /// # Errors
     /// Of kind `Server` with [`Code::ModelNotFound`](blindai_core::Code::ModelNotFound) when there
-    /// is none.
+    /// is none, [`Code::ModelNotAccepted`](blindai_core::Code::ModelNotAccepted) when the policy pins
+    /// another.
     pub async fn model(
         &self,
         name: &ModelName,
         version: Option<&ModelVersion>,
     ) -> Result<ModelInfo, ClientError> {
-        let head = Head::new(Method::GET, model_path(api::MODELS, name, version));
-        json(&self.0.repeatable(&head, &[]).await?.0)
+        let mut head = Head::new(Method::GET, model_path(api::MODELS, name, version));
+        head.accept(&self.accepted, name);
+        let info = json(&self.shared.repeatable(&head, &[]).await?.0)?;
+        check_info(&self.accepted, info)
     }
 
     /// Deletes one version of a model, or all of them, and says what was deleted. Never repeated
@@ -357,7 +404,7 @@ impl Client {
         version: Option<&ModelVersion>,
     ) -> Result<Vec<ModelInfo>, ClientError> {
         let head = Head::new(Method::DELETE, model_path(api::MODELS, name, version));
-        let deleted: Deleted = json(&self.0.once(&head).await?.0)?;
+        let deleted: Deleted = json(&self.shared.once(&head).await?.0)?;
         Ok(deleted.deleted)
     }
 }
@@ -369,14 +416,14 @@ impl Client {
         head: &Head,
         parts: &[Bytes],
     ) -> Result<Answer, ClientError> {
-        let (answer, _) = self.0.repeatable(head, parts).await?;
+        let (answer, _) = self.shared.repeatable(head, parts).await?;
         Ok(answer)
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({})", self.0.dialer.address)
+        write!(f, "Client({})", self.shared.dialer.address)
     }
 }
 
@@ -384,6 +431,7 @@ impl fmt::Debug for Client {
 /// [`Client::infer_prepared`]. Clones share the bytes.
 #[derive(Clone)]
 pub struct PreparedRequest {
+    name: ModelName,
     head: Head,
     parts: Vec<Bytes>,
 }
@@ -397,8 +445,11 @@ impl PreparedRequest {
         let length = encoded.header_length.map(HeaderValue::from);
         let length = length.map(|length| (HeaderName::from_static(oip::HEADER_LENGTH), length));
         head.headers.extend(length);
-        let parts = encoded.parts;
-        Self { head, parts }
+        Self {
+            name: name.clone(),
+            head,
+            parts: encoded.parts,
+        }
     }
 
     /// Asks for a receipt, which [`Client::infer_prepared`] does not look at: to measure what it
@@ -547,17 +598,13 @@ pub(crate) fn model_path(root: &str, name: &ModelName, version: Option<&ModelVer
     }
 }
 
-fn upload_head(upload: &Upload) -> Head {
-    Head::new(Method::PUT, upload.path())
-}
-
 fn decode(answer: &Answer) -> Result<InferResponse, ClientError> {
     let header_length = header_length(answer)?;
     oip::decode_response(answer.body.clone(), header_length)
         .map_err(|error| ClientError::response_invalid(error.fact()))
 }
 
-fn accepted(answer: Answer) -> Result<Answer, ClientError> {
+fn succeeded(answer: Answer) -> Result<Answer, ClientError> {
     if answer.status().is_success() {
         return Ok(answer);
     }

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use blindai_verify::VerifiedReport;
+use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, watch};
 use tokio_rustls::client::TlsStream;
 
+use crate::accepted::header;
 use crate::http1::AnswerOutlivesReset;
 use crate::trust::{Clock, Dialer, Protocol, Unproven, covers, holds};
 use crate::{ClientError, ConnectOptions};
@@ -83,6 +85,13 @@ impl Connector {
     /// The server's address, as `host:port`.
     pub fn address(&self) -> String {
         self.dialer.address.to_string()
+    }
+
+    /// Which models the policy accepts, as the header [`MODELS`](blindai_core::pins::MODELS) of
+    /// requests: without it, whoever speaks over these connections gets any.
+    pub fn models(&self) -> Option<HeaderValue> {
+        let models = self.dialer.policy.models();
+        (!models.is_empty()).then(|| header(models))
     }
 
     /// What is known of the server, and each change of it.

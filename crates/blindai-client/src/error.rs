@@ -382,6 +382,7 @@ fn code_of(status: StatusCode) -> Code {
         StatusCode::FORBIDDEN => Code::Forbidden,
         StatusCode::NOT_FOUND => Code::RouteNotFound,
         StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+        StatusCode::PRECONDITION_FAILED => Code::ModelNotAccepted,
         StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
         StatusCode::TOO_MANY_REQUESTS => Code::TooManyRequests,
         StatusCode::SERVICE_UNAVAILABLE => Code::NotReady,

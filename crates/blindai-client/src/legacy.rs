@@ -27,7 +27,8 @@ impl Client {
     /// than the request says, and with [`Code::MethodNotAllowed`] when it does not speak BlindAI 0.3.
     pub async fn vouch(&self, request: &SendModel) -> Result<SignedAnswer, ClientError> {
         let message = framed(&request.write(&[]));
-        self.legacy("SendModel", vec![message]).await
+        self.legacy("SendModel", &request.model_name, vec![message])
+            .await
     }
 
     /// Runs a model that the request names, on a CBOR list of numbers.
@@ -41,17 +42,20 @@ impl Client {
     ) -> Result<SignedAnswer, ClientError> {
         let pieces = list.chunks(PIECE_BYTES);
         let messages = pieces.map(|piece| framed(&request.write(piece)));
-        self.legacy("RunModel", messages.collect()).await
+        self.legacy("RunModel", &request.model.name, messages.collect())
+            .await
     }
 
     async fn legacy(
         &self,
         method: &str,
+        model: &str,
         messages: Vec<Bytes>,
     ) -> Result<SignedAnswer, ClientError> {
         let path = format!("/securedexchange.Exchange/{method}");
         let mut head = Head::new(Method::POST, path);
         head.headers.push((header::CONTENT_TYPE, GRPC));
+        head.accept(self.accepted(), &model.parse()?);
         let answer = self.repeatable(&head, &messages).await?;
         let message = only_message(answer)?;
         let reply = read_reply(message);

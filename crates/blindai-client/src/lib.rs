@@ -31,6 +31,7 @@
 //! prints nothing, so its caller has to warn).
 #![forbid(unsafe_code)]
 
+mod accepted;
 mod address;
 pub mod blocking;
 mod client;
@@ -47,6 +48,7 @@ mod upload;
 pub use address::DEFAULT_PORT;
 pub use blindai_collateral::{CollateralError, FetchOptions, Fetcher, Source};
 pub use blindai_core::oip::{InferRequest, InferResponse};
+pub use blindai_core::pins::{ModelPin, ModelPins};
 pub use blindai_core::receipt::{ReceiptNonce, ReceiptRequest, Statement};
 pub use blindai_core::{
     Digest, EvidenceDocument, ModelInfo, ModelName, ModelVersion, NamedTensor, Tensor, Token,

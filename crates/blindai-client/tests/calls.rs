@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use blindai_client::{
-    Client, Digest, ErrorKind, ModelName, PreparedRequest, Token, Upload, blocking,
+    Client, Digest, ErrorKind, ModelName, ModelPins, PreparedRequest, Token, Upload, blocking,
 };
 use blindai_core::{Code, Error, Kind};
 use support::*;
@@ -85,6 +85,28 @@ async fn a_prepared_request_is_sent_any_number_of_times() {
     assert_eq!(server.user_requests(), ["POST /v2/models/m/infer"; 3]);
     // Tensors are nobody's business but the server's.
     assert!(format!("{prepared:?}").ends_with(" bytes)"));
+}
+
+/// The server of these tests does not know the header, as one of another version would not.
+#[tokio::test]
+async fn a_server_that_does_not_say_what_answered_is_not_believed() {
+    let (_server, client) = connected().await;
+    let sent = request(vec![1]);
+    let digest = Some(Digest::of(b"model"));
+    let pinned = client.accepting(ModelPins::digest(&name(), digest));
+    let prepared = PreparedRequest::new(&name(), None, &sent);
+    for refused in [
+        pinned.infer(&name(), None, &sent).await,
+        pinned.infer_prepared(&prepared).await,
+    ] {
+        assert_eq!(refused.unwrap_err().code(), "model-not-accepted");
+    }
+    let upload = pinned.upload(Upload::bytes(&name(), vec![1])).await;
+    assert_eq!(upload.unwrap_err().code(), "model-not-accepted");
+    // What it was made of, and models of other names, are as before.
+    client.infer(&name(), None, &sent).await.unwrap();
+    let other = client.accepting(ModelPins::digest(&"other".parse().unwrap(), digest));
+    other.infer(&name(), None, &sent).await.unwrap();
 }
 
 #[tokio::test]

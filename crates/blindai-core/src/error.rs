@@ -139,6 +139,8 @@ pub enum Kind {
     NotFound,
     /// What exists is in the way.
     Conflict,
+    /// What the caller asked for first does not hold.
+    Precondition,
     /// A size limit.
     TooLarge,
     /// A limit that passes: try again later.
@@ -229,6 +231,8 @@ codes! {
     ModelNotFound = "model-not-found", NotFound, "list the models with GET /v1/models";
     /// The name and version hold other content.
     ModelExists = "model-exists", Conflict, "leave the version out to get the next one, or ask for the old content to be replaced";
+    /// The model is none that the caller accepts.
+    ModelNotAccepted = "model-not-accepted", Precondition, "if the model was changed as you planned, put its digest in the policy; if not, somebody put another in its place: do not use it";
     /// The uploaded bytes do not have the announced digest.
     DigestMismatch = "digest-mismatch", InvalidRequest, "upload again; the bytes changed on the way";
     /// The body ended before it was complete.

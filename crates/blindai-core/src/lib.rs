@@ -23,6 +23,7 @@ mod evidence;
 pub mod legacy;
 mod model;
 pub mod oip;
+pub mod pins;
 pub mod receipt;
 pub mod simulation;
 mod tensor;

@@ -131,8 +131,11 @@ impl Registry {
 
     /// The model of this name, in this version or the newest.
     ///
+    /// It does not change any more: what takes its place in the registry later is another one.
+    ///
     /// # Errors
-    /// [`Code::ModelNotFound`], also for a model that the principal may not use.
+    /// [`Code::ModelNotFound`], also for a model that the principal may not use;
+    /// [`Code::ModelNotAccepted`] for one that its request does not accept.
     pub fn find(
         &self,
         principal: &Principal,
@@ -147,7 +150,10 @@ impl Registry {
             Some(version) => ready.find(|model| model.info.version.as_str() == version),
             None => ready.last(),
         };
-        found.cloned().ok_or_else(|| not_found(name, version))
+        let found = found.cloned().ok_or_else(|| not_found(name, version))?;
+        let info = &found.info;
+        principal.accept(&info.name, &info.version, &info.digest)?;
+        Ok(found)
     }
 
     /// What is ready and the principal may use, by name and in the order of upload.

@@ -442,9 +442,13 @@ impl Service {
             .registry
             .claim(principal, name, version, content, replaces, limit);
         let place = match claim? {
-            Claim::Held(model) => return Ok((model.describe(), false)),
+            Claim::Held(model) => {
+                principal.accept(name, &model.info.version, &digest)?;
+                return Ok((model.describe(), false));
+            }
             Claim::Reserved(place) => place,
         };
+        principal.accept(name, place.version(), &digest)?;
         let options = self.config.model_options(name, place.version());
         // What the configuration names is there anyway.
         let storage = self.storage.clone().filter(|_| arrived.origin.is_none());

@@ -47,7 +47,12 @@ pub fn verify(
     };
     quote.checks = checks;
     quote.valid_until = quote.valid_until.min(claims.expires_at.unwrap_or(0));
-    Ok(VerifiedReport { quote, claims })
+    let models = policy.models.clone();
+    Ok(VerifiedReport {
+        quote,
+        claims,
+        models,
+    })
 }
 
 /// Appraises a quote by itself, without claims and without a connection: for looking at evidence of

@@ -107,6 +107,9 @@ pub mod checks {
     pub const LAUNCH_TCB: &str = "launch_tcb";
     pub const PLATFORM_INFO: &str = "platform_info";
 
+    /// Of comparisons with a policy alone: evidence does not name models.
+    pub const MODEL: &str = "model";
+
     // Of receipts alone.
     pub const RECEIPT: &str = "receipt";
     pub const RECEIPT_KEY: &str = "receipt_key";
@@ -117,6 +120,7 @@ pub mod checks {
     pub const RECEIPT_CONFIG: &str = "receipt_config";
     pub const RECEIPT_NONCE: &str = "receipt_nonce";
     pub const RECEIPT_MODEL: &str = "receipt_model";
+    pub const RECEIPT_MODEL_ACCEPTED: &str = "receipt_model_accepted";
     pub const RECEIPT_INPUT: &str = "receipt_input";
     pub const RECEIPT_OUTPUT: &str = "receipt_output";
 }

@@ -124,6 +124,8 @@ codes! {
     ReceiptNonce = "receipt-nonce", "give the receipt of this request: this one answers another";
     /// The receipt is about another model, or another version or content of it.
     ReceiptModel = "receipt-model", "give the model that ran: the receipt names its digest";
+    /// The receipt is about a model that the policy does not accept.
+    ReceiptModelNotAccepted = "receipt-model-not-accepted", "if the model was changed as you planned, put its digest in the policy; if not, do not use what it gave";
     /// An input is not the one in the receipt.
     ReceiptInput = "receipt-input", "give the inputs that were sent, bit for bit and under their names";
     /// An output is not the one in the receipt.

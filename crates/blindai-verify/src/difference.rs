@@ -1,8 +1,9 @@
 use std::fmt;
 
-use blindai_core::Digest;
+use blindai_core::{Digest, ModelInfo, ModelName, ModelVersion};
 
 use crate::check::checks;
+use crate::draft::with_newest;
 use crate::observe::{Observation, Verified};
 use crate::policy::{Excepted, Policy};
 
@@ -42,6 +43,9 @@ impl Policy {
     /// Everything in which an observation is not as this policy asks, at the time of the
     /// observation: what changed after an upgrade. None when the evidence would be accepted, as far
     /// as it needs no connection.
+    ///
+    /// Of the models that were listed, what would answer is compared with what is pinned: of each
+    /// pinned name the newest version, and the versions that are pinned by themselves.
     pub fn differences(&self, seen: &Observation) -> Vec<Difference> {
         let mut found = List(Vec::new());
         if !self.tees.contains(&seen.tee) {
@@ -70,6 +74,9 @@ impl Policy {
             found.add(name, policy, value);
         }
         self.compare_config(seen.config_digest, &mut found);
+        if let Some(models) = &seen.models {
+            self.compare_models(models, &mut found);
+        }
         found.0
     }
 
@@ -122,6 +129,40 @@ impl Policy {
             let seen = seen.map_or("nothing".to_owned(), |digest| digest.to_string());
             found.add(checks::CONFIG_DIGEST, allowed.join(" or "), seen);
         }
+    }
+
+    fn compare_models(&self, seen: &[ModelInfo], found: &mut List) {
+        let pinned = |model: &ModelInfo, newest| {
+            let mut pins = self.models.pins().filter(|pin| pin.name == model.name);
+            pins.any(|pin| newest || pin.version.as_ref() == Some(&model.version))
+        };
+        for (model, newest) in with_newest(seen) {
+            if pinned(model, newest) && self.models.accept_model(model).is_err() {
+                let version = Some(&model.version);
+                let seen = pin_text(&model.name, version, &model.digest);
+                found.add(checks::MODEL, self.pinned(&model.name), seen);
+            }
+        }
+        let mut missing: Vec<_> = self.models.pins().map(|pin| &pin.name).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.retain(|name| !seen.iter().any(|model| model.name == **name));
+        for name in missing {
+            found.add(checks::MODEL, self.pinned(name), "nothing".to_owned());
+        }
+    }
+
+    fn pinned(&self, name: &ModelName) -> String {
+        let pins = self.models.pins().filter(|pin| pin.name == *name);
+        let pins = pins.map(|pin| pin_text(name, pin.version.as_ref(), &pin.digest));
+        pins.collect::<Vec<_>>().join(" or ")
+    }
+}
+
+fn pin_text(name: &ModelName, version: Option<&ModelVersion>, digest: &Digest) -> String {
+    match version {
+        Some(version) => format!("{name}/{version} = {digest}"),
+        None => format!("{name} = {digest}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use blindai_core::ModelInfo;
 use chrono::{DateTime, Utc};
 
 use crate::field::{Field, Form, Group, Init, Value};
@@ -38,6 +39,7 @@ impl Observation {
         } else if let Some(verified) = self.verified() {
             self.draft_tcb(verified, &mut draft);
         }
+        self.draft_models(&mut draft);
         draft.0
     }
 
@@ -70,6 +72,36 @@ impl Observation {
         }
     }
 
+    fn draft_models(&self, draft: &mut Draft) {
+        draft.0.push('\n');
+        let Some(models) = self.models.as_deref().filter(|models| !models.is_empty()) else {
+            draft.comment(
+                "No models are pinned. Without a table [models], which says which digests may \
+                 answer under a name, whoever holds the server's store can put an old one back.",
+            );
+            return;
+        };
+        draft.line("[models]");
+        draft.comment(
+            "What may answer under these names, as the server listed it. Of each name the newest \
+             version: with an older one beside it, a store that holds nothing newer would pass.",
+        );
+        for (model, newest) in with_newest(models) {
+            let ModelInfo {
+                name,
+                version,
+                digest,
+                ..
+            } = model;
+            draft.line(&match newest {
+                true => format!("\"{name}\" = [\"{digest}\"]"),
+                false => format!("# \"{name}/{version}\" = [\"{digest}\"]"),
+            });
+        }
+        draft.comment("Other names may hold anything, unless this line counts.");
+        draft.line("# \"*\" = \"refuse\"");
+    }
+
     fn draft_tcb(&self, verified: &Verified, draft: &mut Draft) {
         draft.line("\n[tcb]");
         draft.comment("The platform's patch levels that are accepted without an end.");
@@ -98,6 +130,16 @@ impl Observation {
             ));
         }
     }
+}
+
+/// Models in the order of a list, and whether each is the newest of its name.
+pub(crate) fn with_newest(models: &[ModelInfo]) -> impl Iterator<Item = (&ModelInfo, bool)> {
+    let newest = |i: usize| {
+        let mut later = models[i + 1..].iter();
+        !later.any(|later| later.name == models[i].name)
+    };
+    let models = models.iter().enumerate();
+    models.map(move |(i, model)| (model, newest(i)))
 }
 
 fn draft_field(field: &Field, value: &Value, draft: &mut Draft) {

@@ -123,6 +123,13 @@
 //!     [[tcb.exceptions]]
 //!     status = "SWHardeningNeeded"
 //!     until = "2026-12-31"
+//!
+//!     ## Which digests may answer under a name, or under one version of it. Default: any. Evidence
+//!     ## does not name models: a client tells the server with each request.
+//!     [models]
+//!     resnet50 = ["sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"]
+//!     "bert.onnx/2" = ["sha256:fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"]
+//!     "*" = "refuse"              # default "accept": what of names that are not listed
 //! "#)?;
 //! assert!(!policy.accepts_simulation());
 //! # Ok::<(), blindai_verify::PolicyError>(())

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use blindai_core::{Claims, Collateral, DcapCollateral, Digest, Evidence, ReportData, Tee};
+use blindai_core::{
+    Claims, Collateral, DcapCollateral, Digest, Evidence, ModelInfo, ReportData, Tee,
+};
 use dcap_qvl::QuoteClaims;
 use dcap_qvl::quote::Quote;
 use serde_json::{Value as Json, json};
@@ -25,6 +27,8 @@ pub struct Observation {
     pub(crate) observed_at: u64,
     pub(crate) config_digest: Option<Digest>,
     pub(crate) snp: Option<snp::Seen>,
+    /// What a server listed; evidence says nothing of it.
+    pub(crate) models: Option<Vec<ModelInfo>>,
 }
 
 /// Whether observed evidence verifies: signatures, chains of certificates, revocation and times.
@@ -88,6 +92,14 @@ impl Observation {
         };
         self.config_digest = Claims::decode(encoded).map_err(malformed)?.config_digest;
         Ok(self)
+    }
+
+    /// Adds the models that the server listed, in its order: by name, and of each name in the order of
+    /// upload. Evidence does not vouch for them.
+    #[must_use]
+    pub fn with_models(mut self, models: Vec<ModelInfo>) -> Self {
+        self.models = Some(models);
+        self
     }
 
     /// The kind of TEE.
@@ -282,6 +294,7 @@ fn observe_dcap(
         observed_at: now,
         config_digest: None,
         snp: None,
+        models: None,
     })
 }
 

@@ -1,8 +1,10 @@
+mod models;
 mod snp;
 
 use std::cell::RefCell;
 use std::fmt;
 
+use blindai_core::pins::ModelPins;
 use blindai_core::{Digest, Tee};
 use chrono::{NaiveDate, NaiveTime};
 use dcap_qvl::TcbStatus;
@@ -26,6 +28,7 @@ pub struct Policy {
     pub(crate) config_digests: Vec<Digest>,
     pub(crate) allow_debug: bool,
     pub(crate) snp: SnpPolicy,
+    pub(crate) models: ModelPins,
 }
 
 impl Policy {
@@ -78,7 +81,14 @@ impl Policy {
             config_digests: Vec::new(),
             allow_debug: false,
             snp: SnpPolicy::default(),
+            models: ModelPins::default(),
         }
+    }
+
+    /// Which models a client with this policy accepts. Evidence says nothing of models: a server is
+    /// told with each request, and receipts are compared.
+    pub fn models(&self) -> &ModelPins {
+        &self.models
     }
 
     pub(crate) fn pins_field(&self, name: &str) -> bool {
@@ -137,6 +147,7 @@ impl DangerousPolicy {
             config_digests: Vec::new(),
             allow_debug: false,
             snp: SnpPolicy::default(),
+            models: ModelPins::default(),
         }
     }
 }
@@ -231,6 +242,7 @@ fn read_policy(mut top: Section<'_>) -> Policy {
             .unwrap_or_default(),
         allow_debug: top.flag("dangerous_allow_debug").unwrap_or(false),
         snp,
+        models: models::read(&mut top),
     };
     top.finish();
     policy

@@ -1,6 +1,7 @@
 use std::fmt::{self, Write as _};
 use std::ops::RangeInclusive;
 
+use blindai_core::pins::ModelPins;
 use blindai_core::receipt::{
     Kind, ReceiptError, ReceiptNonce, SignedStatement, Statement, TensorDigest,
 };
@@ -66,6 +67,7 @@ pub fn verify_receipt(
     check_server(statement, claims, &mut table);
     check_nonce(statement, expected.nonce, &mut table);
     check_model(statement, expected, &mut table);
+    check_accepted(statement, &report.models, &mut table);
     let deed = &statement.deed;
     INPUTS.check(
         deed.inputs(),
@@ -314,6 +316,28 @@ fn check_model(statement: &Statement, expected: &ExpectedReceipt<'_>, table: &mu
         Ok(said)
     };
     table.decide(checks::RECEIPT_MODEL, RejectionCode::ReceiptModel, result);
+}
+
+/// What the policy says of models, whoever is asked for which.
+fn check_accepted(statement: &Statement, models: &ModelPins, table: &mut Table) {
+    let (name, version) = (&statement.model_name, &statement.model_version);
+    if models.about(name).is_empty() {
+        let detail = format!("the policy does not pin {name}");
+        return table.not_asked(checks::RECEIPT_MODEL_ACCEPTED, detail);
+    }
+    let accepted = models.accept(name, version, &statement.model_digest);
+    let result = match accepted {
+        Ok(()) => Ok(format!(
+            "{}, as the policy pins {name}",
+            statement.model_digest
+        )),
+        Err(error) => Err(error.fact().to_owned()),
+    };
+    table.decide(
+        checks::RECEIPT_MODEL_ACCEPTED,
+        RejectionCode::ReceiptModelNotAccepted,
+        result,
+    );
 }
 
 /// One of the two lists of tensors.

@@ -1,5 +1,6 @@
 use std::fmt::{self, Write as _};
 
+use blindai_core::pins::ModelPins;
 use blindai_core::{Claims, Tee};
 use chrono::DateTime;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,8 @@ use crate::dcap::Root;
 pub struct VerifiedReport {
     pub(crate) quote: QuoteReport,
     pub(crate) claims: Claims,
+    /// Nothing that evidence proves: what the policy says of the receipts that are judged under it.
+    pub(crate) models: ModelPins,
 }
 
 /// What a quote alone proves: what code runs on what hardware, but not that it is at the other end

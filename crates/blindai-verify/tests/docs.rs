@@ -55,6 +55,7 @@ fn every_check_of_a_receipt_stands_on_its_page() {
         checks::RECEIPT_CONFIG,
         checks::RECEIPT_NONCE,
         checks::RECEIPT_MODEL,
+        checks::RECEIPT_MODEL_ACCEPTED,
         checks::RECEIPT_INPUT,
         checks::RECEIPT_OUTPUT,
     ] {

@@ -10,7 +10,7 @@ use blindai_verify::{
     checks, verify_kept_receipt, verify_receipt,
 };
 
-use support::{NOW, Server, TLS_KEY, assert_code, outcome};
+use support::{NOW, Server, TLS_KEY, assert_code, outcome, policy_pinning};
 
 /// A server with a receipt key, its verified report, and a receipt of one inference.
 struct Scene {
@@ -111,8 +111,13 @@ fn a_receipt_of_the_server_holds_and_says_so() {
     let scene = Scene::new();
     let verified = scene.verify(&scene.sign(&scene.statement)).unwrap();
     assert_eq!(verified.statement(), &scene.statement);
-    let skipped = |check: &&blindai_verify::Check| check.outcome() != Outcome::Pass;
-    assert_eq!(verified.checks().iter().filter(skipped).count(), 0);
+    let mut skipped = verified.checks().iter();
+    let skipped = skipped.find(|check| check.outcome() != Outcome::Pass);
+    // The policy of the scene pins no models.
+    assert_eq!(
+        skipped.map(|check| check.name()),
+        Some(checks::RECEIPT_MODEL_ACCEPTED)
+    );
     assert!(verified.simulated());
     assert!(
         verified.to_string().contains("proves nothing"),
@@ -124,6 +129,43 @@ fn a_receipt_of_the_server_holds_and_says_so() {
     assert_eq!(json["subject"], "receipt");
     assert_eq!(json["receipt"]["inputs"][1]["name"], "b");
     assert_eq!(json["receipt"]["nonce"], "05".repeat(32));
+}
+
+#[test]
+fn the_policy_decides_whatever_the_caller_expects() {
+    let scene = Scene::new();
+    let server = Server::new(Tee::Tdx);
+    let claims = claims(&scene.key);
+    let evidence = server.evidence(&claims);
+    let receipt = scene.sign(&scene.statement);
+    let judged = |models: &str| {
+        let (own, other) = (Digest::of(b"model"), Digest::of(b"old"));
+        let models = models.replace("OWN", &own.to_string());
+        let models = models.replace("OTHER", &other.to_string());
+        let policy = policy_pinning(&evidence.quote, "", &format!("[models]\n{models}"));
+        let policy = policy.dangerous_accept_simulation();
+        let report = server.verify(&claims, &policy).unwrap();
+        let result = verify_receipt(&receipt, &report, &scene.expected());
+        let checks = match &result {
+            Ok(verified) => verified.checks().to_vec(),
+            Err(rejection) => rejection.checks().to_vec(),
+        };
+        let named = |check: &&blindai_verify::Check| check.name() == checks::RECEIPT_MODEL_ACCEPTED;
+        let outcome = checks.iter().find(named).unwrap().outcome();
+        (result.map_err(|rejection| rejection.code()).err(), outcome)
+    };
+    let refused = (Some(Code::ReceiptModelNotAccepted), Outcome::Fail);
+    for (models, want) in [
+        ("m = [\"OWN\"]", (None, Outcome::Pass)),
+        ("m = [\"OTHER\", \"OWN\"]", (None, Outcome::Pass)),
+        ("\"m/3\" = [\"OWN\"]", (None, Outcome::Pass)),
+        ("n = [\"OTHER\"]", (None, Outcome::Skipped)),
+        ("m = [\"OTHER\"]", refused),
+        ("\"m/4\" = [\"OWN\"]", refused),
+        ("n = [\"OWN\"]\n\"*\" = \"refuse\"", refused),
+    ] {
+        assert_eq!(judged(models), want, "{models}");
+    }
 }
 
 #[test]
@@ -147,11 +189,12 @@ fn what_was_not_given_is_skipped_and_not_passed() {
         checks::RECEIPT_KIND,
         checks::RECEIPT_NONCE,
         checks::RECEIPT_MODEL,
+        checks::RECEIPT_MODEL_ACCEPTED,
         checks::RECEIPT_INPUT,
         checks::RECEIPT_OUTPUT,
     ];
     assert_eq!(names, want);
-    assert!(skipped[3].1.contains("\"a\""), "{skipped:?}");
+    assert!(skipped[4].1.contains("\"a\""), "{skipped:?}");
 }
 
 #[test]

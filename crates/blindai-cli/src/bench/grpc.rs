@@ -7,6 +7,7 @@ use anyhow::Result;
 use blindai_client::{Connector, Protocol, blocking};
 use blindai_core::NamedTensor;
 use blindai_core::oip::grpc::{ModelId, encode_infer_request};
+use blindai_core::pins::MODELS;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -45,6 +46,9 @@ impl Grpc {
         *request.version_mut() = Version::HTTP_2;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(models) = connector.models() {
+            headers.insert(MODELS, models);
+        }
         headers.insert(TE, HeaderValue::from_static("trailers"));
         Ok(Self {
             connector,

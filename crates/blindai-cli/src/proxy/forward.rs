@@ -1,5 +1,6 @@
 //! What of a message belongs to the connection that it came on, and stays behind (RFC 9110, 7.6).
 
+use blindai_core::pins::MODELS;
 use http::header::{AUTHORIZATION, CONNECTION, EXPECT, Entry, HOST, HeaderName, TE, UPGRADE, VIA};
 use http::request;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -26,11 +27,13 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
 }
 
 /// The request as it goes to the server at `host`, in the version of HTTP that it came in. Who brings
-/// an authorization is who it says; the proxy's own is for those who bring none.
+/// an authorization is who it says; the proxy's own is for those who bring none. Which `models` the
+/// policy accepts stands in a line of its own: beside it a caller's can only narrow that.
 pub fn to_server<B>(
     request: Request<B>,
     host: &Authority,
     authorization: Option<&HeaderValue>,
+    models: Option<&HeaderValue>,
 ) -> Request<B> {
     let (mut parts, body) = request.into_parts();
     let trailers = parts.headers.get(TE).is_some_and(|te| te == "trailers");
@@ -38,6 +41,9 @@ pub fn to_server<B>(
     parts.headers.remove(HOST);
     if let (Entry::Vacant(place), Some(own)) = (parts.headers.entry(AUTHORIZATION), authorization) {
         place.insert(own.clone());
+    }
+    if let Some(models) = models {
+        parts.headers.append(MODELS, models.clone());
     }
     match parts.version {
         Version::HTTP_2 => address_http2(&mut parts, host, trailers),
@@ -151,7 +157,7 @@ mod tests {
             ],
         );
         assert!(check(&sent).is_ok());
-        let sent = to_server(sent, &server(), None);
+        let sent = to_server(sent, &server(), None, None);
         let mut left: Vec<_> = sent.headers().keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["expect", "host", "via", "x-kept"]);
@@ -162,7 +168,7 @@ mod tests {
     #[test]
     fn http2_keeps_the_trailers_of_grpc_and_gets_the_servers_authority() {
         let headers = [("te", "trailers"), ("host", "localhost")];
-        let sent = to_server(request(Version::HTTP_2, &headers), &server(), None);
+        let sent = to_server(request(Version::HTTP_2, &headers), &server(), None, None);
         assert_eq!(sent.uri(), "https://server.example:50051/v2/x?y=1");
         assert_eq!(sent.headers()[TE], "trailers");
         assert!(!sent.headers().contains_key(HOST));
@@ -172,7 +178,12 @@ mod tests {
     fn the_proxys_own_authorization_is_for_requests_without_one() {
         let own = HeaderValue::from_static("Bearer own");
         let sent = |headers: &[(&str, &str)]| {
-            let sent = to_server(request(Version::HTTP_2, headers), &server(), Some(&own));
+            let sent = to_server(
+                request(Version::HTTP_2, headers),
+                &server(),
+                Some(&own),
+                None,
+            );
             let values = sent.headers().get_all(AUTHORIZATION).iter();
             values
                 .map(|value| value.to_str().unwrap().to_owned())
@@ -184,6 +195,23 @@ mod tests {
             sent(&[("authorization", "Bearer theirs")]),
             ["Bearer theirs"]
         );
+    }
+
+    #[test]
+    fn what_the_policy_says_of_models_goes_with_each_request() {
+        let own = HeaderValue::from_static("*=refuse");
+        let sent = |headers: &[(&str, &str)]| {
+            let request = request(Version::HTTP_11, headers);
+            let sent = to_server(request, &server(), None, Some(&own));
+            let values = sent.headers().get_all(MODELS).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sent(&[]), ["*=refuse"]);
+        assert_eq!(sent(&[(MODELS, "m=x")]), ["m=x", "*=refuse"]);
+        let dropping = [(MODELS, "m=x"), ("connection", MODELS)];
+        assert_eq!(sent(&dropping), ["*=refuse"]);
     }
 
     #[test]

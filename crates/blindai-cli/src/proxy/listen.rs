@@ -35,6 +35,8 @@ pub struct Proxy {
     server: Authority,
     /// For requests that bring none.
     authorization: Option<HeaderValue>,
+    /// Which models the policy accepts.
+    models: Option<HeaderValue>,
 }
 
 impl Proxy {
@@ -51,6 +53,7 @@ impl Proxy {
             page: Page::new(connector.clone(), next, policy_id),
             server: server.parse().expect("the client has read this address"),
             authorization: token.map(authorization),
+            models: connector.models(),
             connector,
             guard,
         }
@@ -96,7 +99,8 @@ impl Proxy {
     ) -> Result<Response<Answer>, Refusal> {
         forward::check(&request)?;
         self.check_trust()?;
-        let request = forward::to_server(request, &self.server, self.authorization.as_ref());
+        let (authorization, models) = (self.authorization.as_ref(), self.models.as_ref());
+        let request = forward::to_server(request, &self.server, authorization, models);
         let response = match request.version() {
             Version::HTTP_2 => link.send(request).await,
             _ => self.pool.send(request).await,

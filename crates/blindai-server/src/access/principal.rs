@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use blindai_core::{Code, Error, ModelName, Result};
+use blindai_core::pins::ModelPins;
+use blindai_core::{Code, Digest, Error, ModelName, ModelVersion, Result};
 use blindai_engine::Caller;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ use super::quota::{Allowance, Held, QuotaPlace};
 pub struct Principal {
     member: Arc<Member>,
     caller: Caller,
+    accepted: Arc<ModelPins>,
 }
 
 /// Whose a model is.
@@ -76,7 +78,31 @@ impl Member {
 impl Principal {
     pub(super) fn new(member: Arc<Member>, connection: Caller) -> Self {
         let caller = member.caller.unwrap_or(connection);
-        Self { member, caller }
+        let accepted = Arc::default();
+        Self {
+            member,
+            caller,
+            accepted,
+        }
+    }
+
+    /// The same, for a request that asks for these models and no others.
+    pub(crate) fn accepting(mut self, models: ModelPins) -> Self {
+        self.accepted = Arc::new(models);
+        self
+    }
+
+    /// Whether its request says which models it accepts.
+    pub fn is_choosy(&self) -> bool {
+        !self.accepted.is_empty()
+    }
+
+    /// Checks that its request accepts this model.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotAccepted`]
+    pub fn accept(&self, name: &ModelName, version: &ModelVersion, digest: &Digest) -> Result<()> {
+        self.accepted.accept(name, version, digest)
     }
 
     /// The one who runs the server, for what the configuration has it do by itself.

@@ -467,7 +467,7 @@ fn status(error: &Error) -> u16 {
         Kind::Forbidden => 7,
         Kind::Overloaded => 8,
         // FAILED_PRECONDITION: not to be tried again as it is.
-        Kind::Model => 9,
+        Kind::Model | Kind::Precondition => 9,
         Kind::Internal => 13,
         Kind::Unavailable => 14,
         Kind::Unauthenticated => 16,

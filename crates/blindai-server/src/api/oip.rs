@@ -5,21 +5,21 @@ use std::time::Instant;
 use blindai_core::oip::{
     self, EXTENSIONS, IndexEntry, InferRequest, InferResponse, ServerMetadata,
 };
-use blindai_core::{Code, Error, Result};
+use blindai_core::{Code, Digest, Error, Result};
 
 use super::{busy, receipt};
 use crate::access::Principal;
 use crate::service::{Service, Turn};
 
 /// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
-/// when one was.
+/// when one was. Beside the answer comes the digest of the model that gave it.
 pub async fn infer(
     service: &Service,
     name: &str,
     version: Option<&str>,
     request: &mut InferRequest,
     turn: Turn<'_>,
-) -> Result<InferResponse> {
+) -> Result<(InferResponse, Digest)> {
     let inputs = receipt::inputs(request)?;
     let wish = request.receipt.take();
     let digests = async { Ok(receipt::digest(inputs).await) };
@@ -33,7 +33,7 @@ pub async fn infer(
     if let Some(wish) = wish {
         receipt::add(service, wish, inputs, model, &mut response)?;
     }
-    Ok(response)
+    Ok((response, model))
 }
 
 /// The bytes of all outputs.

@@ -177,5 +177,6 @@ async fn infer(service: &Service, message: Bytes, turn: Turn<'_>) -> Result<Infe
     } = call;
     let _held = service.reserve_body(copied)?;
     let version = model.version.as_deref();
-    oip::infer(service, &model.name, version, &mut request, turn).await
+    let (response, _) = oip::infer(service, &model.name, version, &mut request, turn).await?;
+    Ok(response)
 }

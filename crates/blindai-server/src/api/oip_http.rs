@@ -13,6 +13,7 @@ use blindai_core::oip::{
     Encoded, HEADER_LENGTH, IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsList,
     decode_request, encode_response,
 };
+use blindai_core::pins::MODEL;
 use blindai_core::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -182,7 +183,8 @@ async fn run(
     };
     let in_header = asked.is_some();
     request.receipt = asked.or(request.receipt);
-    let mut response = oip::infer(service, &id.name, version, &mut request, turn).await?;
+    let answered = oip::infer(service, &id.name, version, &mut request, turn).await?;
+    let (mut response, model) = answered;
     let receipt = response.receipt.take_if(|_| in_header);
     let (size, coding) = (oip::size(&response), Coding::wanted(headers));
     let encoded = busy(size, || {
@@ -194,6 +196,10 @@ async fn run(
     let mut response = write(encoded, coding, (admission, held))?;
     if let Some(receipt) = receipt {
         receipt::tell(response.headers_mut(), &receipt);
+    }
+    if principal.is_choosy() {
+        let digest = HeaderValue::try_from(model.to_string()).expect("a digest is text");
+        response.headers_mut().insert(MODEL, digest);
     }
     Ok(response)
 }

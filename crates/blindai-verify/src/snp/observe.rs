@@ -53,6 +53,7 @@ pub(crate) fn observe(
             product: product.or_else(of_cpu),
             has_crl,
         }),
+        models: None,
     })
 }
 
