@@ -1,74 +1,111 @@
 //! What sealing and loading a model costs, beside reading it and digesting it: `make bench-store`.
 //!
-//! The model lies in memory, as an upload does; the store is a folder. Rounds of all are interleaved.
-//! With a path as argument that file is the model, otherwise it is 378 MB of noise.
+//! The model lies in memory, as an upload does; the store is a folder of the disk that holds the temporary
+//! files. Everything is done once in each round, and a ratio is to a reading of the same round: that of a
+//! file in memory, or of one on the disk for what comes from there. With a path as argument that file is
+//! the model, otherwise it is 378 MB of noise.
 #![allow(clippy::print_stdout, reason = "a benchmark tells its results")]
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blindai_core::Digest;
-use blindai_store::{Location, Options, Store, StoreKey};
+use blindai_store::{Folder, Store, StoreKey};
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
 const MODEL_BYTES: u64 = 378_000_000;
+const PIECE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 4096;
 
 #[tokio::main]
 async fn main() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = Model::new();
-    let durable = Location::parse(folder.path().join("store").to_str().unwrap()).unwrap();
-    let durable = Store::open(&durable, key(), Options::default())
-        .await
-        .unwrap();
-    // Without waiting for the disk, whose speed is its own.
-    fs::create_dir(folder.path().join("quick")).unwrap();
-    let quick = LocalFileSystem::new_with_prefix(folder.path().join("quick")).unwrap();
-    let quick = Store::on(std::sync::Arc::new(quick), key(), None)
-        .await
-        .unwrap();
-    let mut rounds = [const { Vec::new() }; 5];
+    let ours = store(Folder::at(&folder.path().join("ours")).unwrap()).await;
+    let theirs = store(local(folder.path(), "theirs").with_fsync(true)).await;
+    let unflushed = store(local(folder.path(), "unflushed")).await;
+    let mut rounds = [const { Vec::new() }; ROWS.len()];
     for _ in 0..ROUNDS {
         rounds[0].push(measure(async || model.digest()).await);
-        rounds[1].push(measure(async || model.put(&quick).await).await);
-        rounds[2].push(measure(async || model.load(&quick).await).await);
-        model.forget(&quick).await;
-        rounds[3].push(measure(async || model.write_and_sync(folder.path())).await);
-        rounds[4].push(measure(async || model.put(&durable).await).await);
-        model.forget(&durable).await;
+        rounds[1].push(measure(async || model.put(&ours).await).await);
+        rounds[2].push(measure(async || model.load(&ours).await).await);
+        rounds[3].push(measure(async || model.load(&ours).await).await);
+        model.forget(&ours).await;
+        rounds[4].push(measure(async || model.put(&theirs).await).await);
+        model.forget(&theirs).await;
+        rounds[5].push(measure(async || model.put(&unflushed).await).await);
+        model.forget(&unflushed).await;
+        let plain = OFlags::empty();
+        rounds[6].push(measure(async || model.copy(folder.path(), plain)).await);
+        fs::remove_file(folder.path().join("plain")).unwrap();
+        rounds[7].push(measure(async || model.copy(folder.path(), OFlags::DIRECT)).await);
+        // None of it is in the page cache now.
+        let copied = folder.path().join("plain");
+        rounds[8].push(measure(async || _ = digest(&copied)).await);
+        fs::remove_file(folder.path().join("plain")).unwrap();
     }
-    report(&rounds.map(|mut round| middle(&mut round)));
+    report(&rounds);
 }
 
-fn key() -> StoreKey {
-    StoreKey::new(&[7; 32])
+async fn store(backend: impl ObjectStore) -> Store {
+    let key = StoreKey::new(&[7; 32]);
+    Store::on(Arc::new(backend), key, None).await.unwrap()
 }
 
-fn report(medians: &[(Duration, u64)]) {
-    let names = [
-        "read + SHA-256",
-        "sealing",
-        "loading",
-        "write + fsync",
-        "sealing, durable",
-    ];
-    println!("{:18} {:>8} {:>7} {:>10}", "", "ms", "ratio", "peak MiB");
-    for (name, (time, peak)) in names.iter().zip(medians) {
-        let ratio = time.as_secs_f64() / medians[0].0.as_secs_f64();
+fn local(folder: &Path, name: &str) -> LocalFileSystem {
+    fs::create_dir(folder.join(name)).unwrap();
+    LocalFileSystem::new_with_prefix(folder.join(name)).unwrap()
+}
+
+/// What is done in each round, and which of them each is compared with.
+const ROWS: [(&str, usize); 9] = [
+    ("read + SHA-256", 0),
+    ("sealing, on the disk", 0),
+    ("loading, from the disk", 8),
+    ("loading, from the page cache", 0),
+    ("sealing, flushed at the end", 0),
+    ("sealing, not flushed", 0),
+    ("plain write + fsync", 0),
+    ("direct write + fsync", 0),
+    ("read + SHA-256, from the disk", 8),
+];
+
+fn report(rounds: &[Vec<(Duration, u64)>]) {
+    let cores = std::thread::available_parallelism().unwrap();
+    println!("{cores} cores, {ROUNDS} rounds");
+    println!(
+        "{:30} {:>7} {:>7}  {:13} {:>8}",
+        "", "ms", "ratio", "  from to", "peak MiB"
+    );
+    for ((name, beside), round) in ROWS.iter().zip(rounds) {
+        let mut times: Vec<_> = round.iter().map(|(time, _)| *time).collect();
+        let read = rounds[*beside].iter().map(|(time, _)| time.as_secs_f64());
+        let mut ratios: Vec<_> = read.zip(&times).map(|(r, t)| t.as_secs_f64() / r).collect();
+        times.sort();
+        ratios.sort_by(f64::total_cmp);
+        let peak = round.iter().map(|(_, peak)| peak >> 20).max().unwrap();
         println!(
-            "{name:18} {:8} {ratio:7.2} {:10}",
-            time.as_millis(),
-            peak >> 20
+            "{name:30} {:7} {:7.2}  {:4.2} to {:4.2} {peak:9}",
+            times[ROUNDS / 2].as_millis(),
+            ratios[ROUNDS / 2],
+            ratios[0],
+            ratios[ROUNDS - 1],
         );
     }
 }
 
 /// The time it takes, and by how much memory grows meanwhile.
 async fn measure(what: impl AsyncFnOnce()) -> (Duration, u64) {
+    // What earlier rounds left to be written is none of this one's.
+    rustix::fs::sync();
     // Sets the peak back to what is resident now.
     fs::write("/proc/self/clear_refs", "5").expect("Linux");
     let before = status("VmRSS:");
@@ -89,12 +126,6 @@ fn status(field: &str) -> u64 {
         .parse::<u64>()
         .unwrap()
         << 10
-}
-
-fn middle(round: &mut [(Duration, u64)]) -> (Duration, u64) {
-    round.sort();
-    let peak = round.iter().map(|(_, peak)| *peak).max().unwrap();
-    (round[round.len() / 2].0, peak)
 }
 
 struct Model {
@@ -147,14 +178,26 @@ impl Model {
         store.remove(&ids).await.unwrap();
     }
 
-    /// What the disk costs without us.
-    fn write_and_sync(&self, folder: &Path) {
-        let path = folder.join("plain");
-        let mut file = File::create(&path).unwrap();
-        std::io::copy(&mut self.open(), &mut file).unwrap();
-        file.flush().unwrap();
+    /// What the disk costs without us. `OFlags::DIRECT` leaves the page cache out.
+    fn copy(&self, folder: &Path, how: OFlags) {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        options.custom_flags(how.bits().cast_signed());
+        let mut file = options.open(folder.join("plain")).unwrap();
+        let mut buffer = vec![0; PIECE_BYTES + PAGE_BYTES];
+        // Direct writes are of whole pages, out of whole pages.
+        let start = buffer.as_ptr().align_offset(PAGE_BYTES);
+        let buffer = &mut buffer[start..start + PIECE_BYTES];
+        let mut model = self.open();
+        let mut left = self.size as usize;
+        while left > 0 {
+            let length = left.min(PIECE_BYTES);
+            model.read_exact(&mut buffer[..length]).unwrap();
+            file.write_all(&buffer[..length.next_multiple_of(PAGE_BYTES)])
+                .unwrap();
+            left -= length;
+        }
         file.sync_all().unwrap();
-        fs::remove_file(path).unwrap();
     }
 }
 
@@ -167,7 +210,7 @@ impl Drop for Model {
 fn digest(file: &Path) -> Digest {
     let mut file = File::open(file).unwrap();
     let mut hash = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
+    let mut piece = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut piece).unwrap() {
             0 => return Digest::from_bytes(hash.finalize().into()),

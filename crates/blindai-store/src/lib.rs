@@ -36,6 +36,7 @@
 
 mod entry;
 mod error;
+mod folder;
 mod key;
 mod location;
 mod manifest;
@@ -46,6 +47,7 @@ mod stream;
 mod transfer;
 
 pub use entry::{Entry, EntryId};
+pub use folder::Folder;
 pub use key::StoreKey;
 pub use location::{Credentials, Location};
 pub use object::{Object, ObjectLocation};

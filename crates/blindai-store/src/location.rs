@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use blindai_core::{Code, Error, Result};
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use url::Url;
+
+use crate::Folder;
 
 /// A folder, or a place in an object store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,14 +92,11 @@ impl fmt::Debug for Credentials {
 }
 
 fn local(folder: &Path) -> Result<Arc<dyn ObjectStore>> {
-    let failed = |error: &dyn fmt::Display| {
+    let backend = Folder::at(folder).map_err(|error| {
         let fact = format!("the store at {}: {error}", folder.display());
         Error::new(Code::StoreUnavailable, fact)
-    };
-    std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
-    let backend = LocalFileSystem::new_with_prefix(folder).map_err(|error| failed(&error))?;
-    // What is acknowledged must outlive a loss of power.
-    Ok(Arc::new(backend.with_fsync(true)))
+    })?;
+    Ok(Arc::new(backend))
 }
 
 fn cloud(url: &Url, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>> {

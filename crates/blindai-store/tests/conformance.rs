@@ -5,8 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use blindai_core::{Code, Digest};
-use blindai_store::{Location, Options, Store};
-use object_store::local::LocalFileSystem;
+use blindai_store::{Folder, Location, Options, Store};
 use object_store::memory::InMemory;
 use serde_json::json;
 use support::{
@@ -27,8 +26,8 @@ macro_rules! on_every_backend {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 let folder = tempfile::tempdir().unwrap();
-                let backend = super::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
-                super::$case(super::Arc::new(backend.with_fsync(true))).await;
+                let backend = super::Folder::at(folder.path()).unwrap();
+                super::$case(super::Arc::new(backend)).await;
             })*
         }
 

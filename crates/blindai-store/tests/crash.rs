@@ -6,7 +6,7 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use blindai_core::Digest;
-use blindai_store::Store;
+use blindai_store::{Folder, Store};
 use object_store::memory::InMemory;
 use serde_json::json;
 use support::{Backend, Fault, Faulty, contents, key, manifests, model, names, open, put, read};
@@ -76,7 +76,10 @@ fn after(step: usize) -> Vec<&'static str> {
 }
 
 async fn begun() -> Backend {
-    let backend: Backend = Arc::new(InMemory::new());
+    begun_on(Arc::new(InMemory::new())).await
+}
+
+async fn begun_on(backend: Backend) -> Backend {
     put(&open(&backend).await, "kept", &model(1, 100))
         .await
         .unwrap();
@@ -100,10 +103,14 @@ async fn inspect(backend: &Backend, life: &Life, when: &str) {
     assert_eq!(manifests(backend).await.len(), 1, "{when}");
 }
 
+fn memory(_: usize) -> Backend {
+    Arc::new(InMemory::new())
+}
+
 /// Does it with the fault at each call in turn, as many as there are.
-async fn at_every_call(fault: Fault) {
+async fn at_every_call(fault: Fault, new: impl Fn(usize) -> Backend) {
     for at in 0.. {
-        let backend = begun().await;
+        let backend = begun_on(new(at)).await;
         let faulty = Faulty::new(backend.clone(), at, fault);
         let life = live(Arc::new(faulty.clone())).await;
         inspect(&backend, &life, &format!("{fault:?} at {at}")).await;
@@ -117,22 +124,32 @@ async fn at_every_call(fault: Fault) {
 
 #[tokio::test]
 async fn a_process_may_end_before_any_call() {
-    at_every_call(Fault::Stop).await;
+    at_every_call(Fault::Stop, memory).await;
 }
 
 #[tokio::test]
 async fn a_process_may_end_after_any_call() {
-    at_every_call(Fault::StopAfter).await;
+    at_every_call(Fault::StopAfter, memory).await;
+}
+
+#[tokio::test]
+async fn a_process_may_end_after_any_call_on_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = |at: usize| -> Backend {
+        let store = folder.path().join(at.to_string());
+        Arc::new(Folder::at(&store).unwrap())
+    };
+    at_every_call(Fault::StopAfter, new).await;
 }
 
 #[tokio::test]
 async fn any_call_may_be_refused() {
-    at_every_call(Fault::Refuse).await;
+    at_every_call(Fault::Refuse, memory).await;
 }
 
 #[tokio::test]
 async fn any_answer_may_be_lost() {
-    at_every_call(Fault::LoseAnswer).await;
+    at_every_call(Fault::LoseAnswer, memory).await;
 }
 
 /// The server lives on after a failure, and what failed is not there once something succeeded.
