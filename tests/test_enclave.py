@@ -6,6 +6,7 @@ Neither Gramine nor an enclave is here: the kernel refuses what Gramine's docume
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,11 +78,13 @@ def test_the_server_says_that_nothing_stands_between(enclave: Server, client: bl
     assert f"  workers        {NONE}" in enclave.log
     with enclave.http() as http:
         assert "blindai_isolation_none" in http.get("/v2").json["extensions"]
+    assert "there is no prctl to turn core dumps off with" in enclave.log
     assert client.report.verdict == "trusted"
 
 
 def test_a_server_with_processes_says_no_such_thing(server: Server):
     assert NONE not in server.log
+    assert "prctl" not in server.log
     with server.http() as http:
         assert "blindai_isolation_none" not in http.get("/v2").json["extensions"]
 
@@ -124,6 +127,29 @@ def test_a_request_that_takes_too_long_ends_and_the_next_is_answered(tmp_path: P
             client.infer("loop", {"rounds": np.array(1 << 62)})
         assert error.value.code == "deadline-exceeded"
         assert client.infer("loop", {"rounds": np.array(7)})["total"] == 7
+
+
+def test_a_panic_costs_the_request_and_is_told_to_nobody_else(tmp_path: Path):
+    one, zero = np.array([1]), np.array([0])
+    with confined(tmp_path, engine={"kind": "tract"}) as server, connect(server) as client:
+        client.models.upload(graphs.divide(), name="divide")
+        with pytest.raises(blindai.BlindAIError) as error:
+            client.infer("divide", {"a": one, "b": zero})
+        assert error.value.code == "model-failed"
+        assert client.infer("divide", {"a": one, "b": one})["y"] == [1]
+        assert "panicked" not in server.log
+
+
+def test_one_request_can_end_the_server_as_the_documentation_says(tmp_path: Path):
+    least, minus_one = np.array([-(2**63)]), np.array([-1])
+    server = confined(tmp_path).start()
+    server.wait_until_ready()
+    with connect(server) as client:
+        client.models.upload(graphs.divide(), name="divide")
+        with pytest.raises(blindai.BlindAIError):
+            client.infer("divide", {"a": least, "b": minus_one})
+    assert server.process
+    assert server.process.wait(PATIENCE) == -signal.SIGFPE
 
 
 def test_models_are_kept_sealed_in_an_object_store(tmp_path: Path):

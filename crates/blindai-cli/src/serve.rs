@@ -43,10 +43,14 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Ok(config) => config,
         Err(message) => return refuse(&message, EXIT_CONFIG),
     };
-    if let Err(message) = harden(config.engine.isolation) {
-        return refuse(&message, EXIT_CONFIG);
-    }
+    let hidden = match harden(config.engine.isolation) {
+        Ok(hidden) => hidden,
+        Err(message) => return refuse(&message, EXIT_CONFIG),
+    };
     log::start(&config.log);
+    if !hidden {
+        tracing::warn!("there is no prctl to turn core dumps off with: an enclave makes none");
+    }
     let runtime = match runtime(config.listen.threads) {
         Ok(runtime) => runtime,
         Err(error) => return give_up(&config, &format!("no threads: {error}"), EXIT_CONFIG),
@@ -59,8 +63,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 ///
 /// A library OS in an enclave has no call for it, makes no dumps, and has no other process; the host
 /// that dumps the enclave gets what the processor encrypted. Whoever measured `isolation = "none"` says
-/// that this is such a place. Elsewhere the call exists, and when it fails the server does not start.
-pub fn harden(isolation: Isolation) -> Result<(), String> {
+/// that this is such a place; then the answer is false. Elsewhere the call exists, and when it fails the
+/// server does not start.
+pub fn harden(isolation: Isolation) -> Result<bool, String> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
@@ -69,8 +74,8 @@ pub fn harden(isolation: Isolation) -> Result<(), String> {
     let failed = |error| format!("core dumps cannot be turned off: {error}");
     setrlimit(Resource::Core, none).map_err(failed)?;
     match set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        Err(Errno::NOSYS) if isolation == Isolation::None => Ok(()),
-        hidden => hidden.map_err(failed),
+        Err(Errno::NOSYS) if isolation == Isolation::None => Ok(false),
+        hidden => hidden.map(|()| true).map_err(failed),
     }
 }
 

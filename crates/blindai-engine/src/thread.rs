@@ -121,3 +121,18 @@ impl Drop for Thread {
 
 /// As the main thread of a worker process has.
 const STACK_BYTES: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_waits_for_the_one_before_it_but_not_for_ever() {
+        let threads = Threads::new(None).unwrap();
+        let first = threads.turn(Duration::MAX).await.unwrap();
+        let error = threads.turn(Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        drop(first);
+        drop(threads.turn(Duration::MAX).await.unwrap());
+    }
+}

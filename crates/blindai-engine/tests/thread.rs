@@ -102,20 +102,6 @@ async fn a_dropped_model_leaves_no_thread() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_a_load_that_takes_too_long() {
-    let _alone = alone().await;
-    for kind in kinds() {
-        let options = EngineOptions {
-            load_timeout: Duration::ZERO,
-            ..options(On::thread(kind))
-        };
-        let engine = Engine::new(options).unwrap();
-        let error = engine.load(in_memory("two_by_two")).await.unwrap_err();
-        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
-    }
-}
-
 #[cfg(feature = "tract")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_costs_one_request() {

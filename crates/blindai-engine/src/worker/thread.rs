@@ -30,20 +30,12 @@ pub(crate) struct Given {
 
 /// Serves one model until the parent lets go of the channel.
 pub(crate) fn serve(given: Given) {
-    let loaded = load(&given);
-    let Given {
-        inputs,
-        outputs,
-        current,
-        from_parent,
-        to_parent,
-        turn,
-        ..
-    } = given;
-    drop(turn);
+    let loaded = load(given.environment.as_ref(), &given.model, &given.setup);
+    drop((given.model, given.turn));
+    let (inputs, outputs, current) = (given.inputs, given.outputs, given.current);
     let mut parent = Channel {
-        from_parent,
-        to_parent,
+        from_parent: given.from_parent,
+        to_parent: given.to_parent,
     };
     // When it cannot be told anything, the parent is gone.
     let _ = work(&mut parent, loaded, &outputs, |model, run| {
@@ -51,10 +43,9 @@ pub(crate) fn serve(given: Given) {
     });
 }
 
-fn load(given: &Given) -> Result<Model> {
-    let graph = onnx::check(&given.model)?;
-    let environment = given.environment.as_ref();
-    Model::load(environment, &given.model, &graph, &given.setup)
+fn load(environment: Option<&Environment>, model: &[u8], setup: &Setup) -> Result<Model> {
+    let graph = onnx::check(model)?;
+    Model::load(environment, model, &graph, setup)
 }
 
 struct Channel {
