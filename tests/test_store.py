@@ -13,21 +13,20 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import graphs
 import numpy as np
 import pytest
 from conftest import SUMMARY, connect
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
-from support import PATIENCE, Http, Server, binary, free_ports, wait_for
+from s3 import serving, write_credentials
+from support import PATIENCE, Http, Server, binary
 from tink import proto_keyset_format, secret_key_access, streaming_aead
 from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
 
@@ -314,43 +313,13 @@ def test_nothing_of_a_model_is_in_the_folder(tmp_path: Path):
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
     """A client of a server that speaks S3."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
-
-    def answers() -> bool:
-        with contextlib.suppress(Exception):
-            return bool(client.list_buckets())
-        return False
-
-    try:
-        wait_for(answers, "moto")
+    with serving() as client:
         yield client
-    finally:
-        process.kill()
-        process.wait()
 
 
 def credentials(folder: Path, s3: Any) -> str:
     """The file that names this server of S3, and a secret for it."""
-    texts = {
-        "aws_endpoint": s3.meta.endpoint_url,
-        "aws_allow_http": "true",
-        "aws_region": "us-east-1",
-        "aws_access_key_id": "test",
-        "aws_secret_access_key": f"secret-{MARK}",
-    }
-    file = folder / "credentials.toml"
-    file.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in texts.items()))
-    return str(file)
+    return write_credentials(folder, s3, f"secret-{MARK}")
 
 
 def test_a_model_of_the_configuration_lies_in_an_object_store(tmp_path: Path, s3: Any):

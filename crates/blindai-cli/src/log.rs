@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::panic::PanicHookInfo;
 
 use blindai_core::Digest;
-use blindai_engine::Barriers;
+use blindai_engine::{Barriers, MODEL_THREAD};
 use blindai_server::api::ANSWERED;
 use blindai_server::config::{Log, LogFormat};
 use tracing_subscriber::EnvFilter;
@@ -62,8 +62,16 @@ fn filter(log: &Log) -> EnvFilter {
     ))
 }
 
-// The message of a panic may quote what a user sent; the place in the source does not.
+// The message of a panic may quote what a user sent; the place in the source does not. Of one that a
+// model caused, which its owner is told, a worker that is a process would say nothing here either.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    if thread
+        .name()
+        .is_some_and(|name| name.starts_with(MODEL_THREAD))
+    {
+        return;
+    }
     let place = panic.location().map(ToString::to_string);
     tracing::error!(place, "panicked");
 }

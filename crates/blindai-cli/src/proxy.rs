@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use blindai_engine::Isolation;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,7 +59,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     arguments.check_listen()?;
-    crate::serve::harden().map_err(anyhow::Error::msg)?;
+    crate::serve::harden(Isolation::Filtered).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Runtime::new().context("the event loop cannot start")?;
     runtime.block_on(serve(arguments))?;
     // What did not end while it drained ends here.

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blindai_core::{EngineKind, Tee};
+use blindai_engine::Isolation;
 use blindai_server::{Config, Server, StartKind};
 use clap::{Args, ValueEnum};
+use rustix::io::Errno;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::log;
@@ -41,10 +43,14 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Ok(config) => config,
         Err(message) => return refuse(&message, EXIT_CONFIG),
     };
-    if let Err(message) = harden() {
-        return refuse(&message, EXIT_CONFIG);
-    }
+    let hidden = match harden(config.engine.isolation) {
+        Ok(hidden) => hidden,
+        Err(message) => return refuse(&message, EXIT_CONFIG),
+    };
     log::start(&config.log);
+    if !hidden {
+        tracing::warn!("there is no prctl to turn core dumps off with: an enclave makes none");
+    }
     let runtime = match runtime(config.listen.threads) {
         Ok(runtime) => runtime,
         Err(error) => return give_up(&config, &format!("no threads: {error}"), EXIT_CONFIG),
@@ -54,15 +60,23 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 
 /// Keys and user data are in this process: no core dump may hold them, and no other process of this
 /// user, a worker that was taken over least of all, may read them through /proc.
-pub fn harden() -> Result<(), String> {
+///
+/// A library OS in an enclave has no call for it, makes no dumps, and has no other process; the host
+/// that dumps the enclave gets what the processor encrypted. Whoever measured `isolation = "none"` says
+/// that this is such a place; then the answer is false. Elsewhere the call exists, and when it fails the
+/// server does not start.
+pub fn harden(isolation: Isolation) -> Result<bool, String> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
-    setrlimit(Resource::Core, none)
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
-        .map_err(|error| format!("core dumps cannot be turned off: {error}"))
+    let failed = |error| format!("core dumps cannot be turned off: {error}");
+    setrlimit(Resource::Core, none).map_err(failed)?;
+    match set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        Err(Errno::NOSYS) if isolation == Isolation::None => Ok(false),
+        hidden => hidden.map(|()| true).map_err(failed),
+    }
 }
 
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {

@@ -27,6 +27,52 @@ fn an_enclave_under_gramine_is_found_and_verified() {
     server.gives_no_evidence();
 }
 
+/// From emulated quotes to outputs and a receipt, in one process, with no system calls but Gramine's.
+#[test]
+fn an_enclave_under_gramine_serves_with_the_system_calls_that_there_are() {
+    let enclave = gramine::Gramine::mount(platform(Measurement::MrEnclave([0xab; 32])));
+    let collateral = enclave.tree.platform().collateral().unwrap();
+    let (device, collateral) = (enclave.path(), collateral.as_ref());
+    let alone = "isolation = 'none'\n";
+    let server = Server::start_with(ENCLAVE, device, "gramine", collateral, alone, LIKE_GRAMINE);
+    assert_eq!(
+        server.trusted()["measurements"]["mrenclave"],
+        "ab".repeat(32)
+    );
+    let values = [1.5f32, -2.0, 3.25].map(f32::to_le_bytes).concat();
+    let x = npy(&values);
+    fs::write(server.folder.path().join("x.npy"), x).unwrap();
+    server.client(&["models", "upload", IDENTITY, "--name", "same"]);
+    let ask = ["infer", "same", "--input", "x=x.npy", "--output-dir", "out"];
+    server.client(&[&ask[..], &["--receipt", "receipt.cbor"]].concat());
+    let y = fs::read(server.folder.path().join("out/y.npy")).unwrap();
+    assert!(y.ends_with(&values), "{y:?}");
+    assert!(server.folder.path().join("receipt.cbor").exists());
+    server.client(&["models", "delete", "same"]);
+    enclave.tree.set(gramine::Fault::Intruder);
+    server.gives_no_evidence();
+}
+
+#[test]
+fn with_worker_processes_no_server_starts_under_gramine() {
+    let enclave = gramine::Gramine::mount(platform(Measurement::MrEnclave([0xab; 32])));
+    for isolation in ["process", "filtered"] {
+        let more = format!("isolation = '{isolation}'\n");
+        let (child, _folder) = spawn(
+            ENCLAVE,
+            enclave.path(),
+            "gramine",
+            None,
+            &more,
+            LIKE_GRAMINE,
+        );
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(text.contains("core dumps cannot be turned off"), "{text}");
+    }
+}
+
 #[test]
 fn a_trust_domain_is_found_and_verified() {
     let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
@@ -59,7 +105,7 @@ fn a_guest_is_verified_with_the_certificates_of_its_host() {
 #[test]
 fn a_tee_that_was_named_is_not_replaced_by_another() {
     let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
-    let (child, folder) = spawn(GUEST, guest.path(), "gramine", None, "");
+    let (child, folder) = spawn(GUEST, guest.path(), "gramine", None, "", &[]);
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(6), "{text}");
@@ -73,7 +119,8 @@ fn models_are_sealed_by_the_key_of_the_device() {
     let enclave = gramine::Gramine::mount(platform(Measurement::MrEnclave([0xab; 32])));
     let collateral = enclave.tree.platform().collateral().unwrap();
     let device = enclave.path();
-    let mut server = Server::start_with(ENCLAVE, device, "auto", collateral.as_ref(), STORE);
+    let collateral = collateral.as_ref();
+    let mut server = Server::start_with(ENCLAVE, device, "auto", collateral, STORE, &[]);
     let mut line = String::new();
     while !line.trim().starts_with("store ") {
         line.clear();
@@ -88,7 +135,7 @@ fn models_are_sealed_by_the_key_of_the_device() {
 #[test]
 fn a_trust_domain_has_no_key_and_says_so() {
     let guest = tsm::Tsm::mount(platform(Measurement::MrTd([0xcd; 48])));
-    let (child, folder) = spawn(GUEST, guest.path(), "tsm", None, STORE);
+    let (child, folder) = spawn(GUEST, guest.path(), "tsm", None, STORE, &[]);
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(8), "{text}");
@@ -116,7 +163,7 @@ impl Server {
         provider: &str,
         collateral: Option<&Collateral>,
     ) -> Self {
-        Self::start_with(namespace, device, provider, collateral, "")
+        Self::start_with(namespace, device, provider, collateral, "", &[])
     }
 
     fn start_with(
@@ -125,8 +172,9 @@ impl Server {
         provider: &str,
         collateral: Option<&Collateral>,
         more: &str,
+        launcher: &[&str],
     ) -> Self {
-        let (mut child, folder) = spawn(namespace, device, provider, collateral, more);
+        let (mut child, folder) = spawn(namespace, device, provider, collateral, more, launcher);
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let address = attested_address(&mut log);
         Self {
@@ -145,6 +193,18 @@ impl Server {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), output.stdout, text)
+    }
+
+    /// What the command does as a client, which must succeed.
+    fn client(&self, arguments: &[&str]) {
+        let output = Command::new(BLINDAI)
+            .args(arguments)
+            .args(["--server", &self.address, "--simulation"])
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}");
     }
 
     fn trusted(&self) -> Value {
@@ -169,30 +229,32 @@ impl Drop for Server {
     }
 }
 
-/// Starts the server where `namespace` puts the device.
+/// Starts the server, by `launcher`, where `namespace` puts the device. `more` goes on in `[engine]`.
 fn spawn(
     namespace: &str,
     device: &Path,
     provider: &str,
     collateral: Option<&Collateral>,
     more: &str,
+    launcher: &[&str],
 ) -> (Child, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut config = format!(
         "[listen]\nattested = '127.0.0.1:0'\npublic = '127.0.0.1:0'\n\
-         [engine]\nonnxruntime = '{}'\n[tee]\nprovider = '{provider}'\n",
-        library().display()
+         [tee]\nprovider = '{provider}'\n"
     );
     if let Some(collateral) = collateral {
         let json = serde_json::to_vec(collateral).unwrap();
         fs::write(folder.path().join("collateral.json"), json).unwrap();
         config += "[collateral]\nsource = 'collateral.json'\n";
     }
+    config += &format!("[engine]\nonnxruntime = '{}'\n", library().display());
     config += more;
     fs::write(folder.path().join("blindai.toml"), config).unwrap();
     let child = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-ec", namespace])
         .arg(device)
+        .args(launcher)
         .args([BLINDAI, "serve", "--config", "blindai.toml"])
         .current_dir(folder.path())
         .stdin(Stdio::null())
@@ -225,7 +287,27 @@ fn library() -> PathBuf {
     std::env::var_os("BLINDAI_ONNXRUNTIME").map_or(pinned, PathBuf::from)
 }
 
+/// A file of numpy's with these floats, in one dimension.
+fn npy(values: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}",
+        values.len() / 4
+    );
+    let mut file = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    file.extend(format!("{head:<117}\n").bytes());
+    file.extend(values);
+    file
+}
+
 const BLINDAI: &str = env!("CARGO_BIN_EXE_blindai");
+const LIKE_GRAMINE: &[&str] = &[
+    "python3",
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/like_gramine.py"),
+];
+const IDENTITY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../blindai-engine/testdata/identity_FP32.onnx"
+);
 
 /// A guest: its kernel's configfs holds the device ($0).
 const GUEST: &str = "\

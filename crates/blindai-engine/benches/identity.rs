@@ -22,12 +22,13 @@ fn identity(criterion: &mut Criterion) {
     let engine = Engine::new(EngineOptions {
         worker,
         ..EngineOptions::new(library)
-    });
-    let mut upload = ModelWriter::new(1 << 20).unwrap();
+    })
+    .unwrap();
+    let mut upload = ModelWriter::new(1 << 20, engine.isolation()).unwrap();
     let model = std::fs::read(crate_root.join("testdata/identity_FP32.onnx")).unwrap();
     upload.write(&model).unwrap();
     let file = Arc::new(upload.finish().unwrap());
-    let model = runtime.block_on(engine.unwrap().load(file)).unwrap();
+    let model = runtime.block_on(engine.load(file)).unwrap();
 
     let tensor = Tensor::new(DType::F32, vec![1], vec![0; 4].into()).unwrap();
     criterion.bench_function("identity, 4 bytes", |bencher| {

@@ -1,5 +1,4 @@
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,11 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::lane::{Job, Lane, index_of};
-use crate::nowhere::Nowhere;
-use crate::process::Worker;
+use crate::parent::{Worker, Workers};
 use crate::protocol::Failure;
 use crate::queue::{Pushed, Queue};
-use crate::{Barriers, Caller, EngineOptions, Isolation, ModelFile, ModelOptions, batch, runtime};
+use crate::{Barriers, Caller, EngineOptions, Isolation, ModelFile, ModelOptions, batch};
 
 /// Loads models. Cheap to share; needs a Tokio runtime with I/O and time.
 pub struct Engine {
@@ -23,25 +21,29 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Checks the ONNX Runtime library and keeps it in sealed memory, if the options name one.
+    /// Checks the ONNX Runtime library, if the options name one, and keeps it in sealed memory, or loads
+    /// it where workers are threads.
     ///
     /// # Errors
     /// [`Code::Internal`] when the library is missing or another build, this program was built without
     /// tract and the options choose it, or an option cannot be.
-    pub fn new(options: EngineOptions) -> Result<Self> {
+    pub fn new(mut options: EngineOptions) -> Result<Self> {
         check_options(&options)?;
         if options.kind == EngineKind::Tract && !TRACT {
             return Err(no_tract());
         }
-        let library = options.onnxruntime.as_deref().map(runtime::load);
-        let library = library.transpose()?;
-        let nowhere = Nowhere::new().map_err(no_folder)?;
-        let context = Arc::new(Context {
-            options,
-            library,
-            nowhere,
-        });
+        if options.isolation == Isolation::None {
+            // Nobody can kill a thread, and a second one in its place would compute beside it.
+            options.grace = Duration::MAX;
+        }
+        let workers = Workers::new(&options)?;
+        let context = Arc::new(Context { options, workers });
         Ok(Self { context })
+    }
+
+    /// What its options say of isolation.
+    pub fn isolation(&self) -> Isolation {
+        self.context.options.isolation
     }
 
     /// What keeps workers apart from the machine, if it is as much as the options ask for.
@@ -51,10 +53,13 @@ impl Engine {
     pub async fn barriers(&self) -> Result<Barriers> {
         let context = &self.context;
         let isolation = context.options.isolation;
-        match Worker::probe(&context.options, &context.nowhere).await {
+        match context.workers.probe(&context.options).await {
             Ok(barriers) => barriers.require(isolation).map(|()| barriers),
             // Nothing is asked for, so nothing has to be found.
-            Err(_) if isolation == Isolation::Process => Ok(Barriers::default()),
+            Err(_) if isolation == Isolation::Process => Ok(Barriers {
+                process: true,
+                ..Barriers::default()
+            }),
             Err(error) => Err(error),
         }
     }
@@ -144,7 +149,8 @@ pub struct ModelStatus {
     pub restarts: u64,
     /// How often a request killed its worker.
     pub crashes: u64,
-    /// What is resident of all its workers, shared libraries included.
+    /// What is resident of all its workers, shared libraries included. Of threads, which cannot be seen
+    /// apart from the rest of the process, the length of the model's file for each.
     pub resident_bytes: u64,
 }
 
@@ -196,11 +202,18 @@ impl LoadedModel {
             workers: pids.len(),
             restarts: self.shared.restarts.load(Ordering::Relaxed),
             crashes: self.shared.crashes.load(Ordering::Relaxed),
-            resident_bytes: pids.into_iter().map(resident_bytes).sum(),
+            resident_bytes: self.resident_bytes(&pids),
         }
     }
 
-    /// The process ids of its workers, as they were started last.
+    fn resident_bytes(&self, pids: &[u32]) -> u64 {
+        match self.shared.options.isolation {
+            Isolation::None => self.file().size_bytes().saturating_mul(pids.len() as u64),
+            _ => pids.iter().map(|pid| resident_bytes(*pid)).sum(),
+        }
+    }
+
+    /// The process ids of its workers, as they were started last; 0 for those that are threads.
     pub fn worker_pids(&self) -> Vec<u32> {
         let pids = self.shared.pids.iter();
         pids.map(|pid| pid.load(Ordering::Relaxed)).collect()
@@ -228,8 +241,7 @@ const LONG_COPY_BYTES: u64 = 4 << 20;
 
 pub(crate) struct Context {
     pub options: EngineOptions,
-    library: Option<OwnedFd>,
-    nowhere: Nowhere,
+    workers: Workers,
 }
 
 impl Context {
@@ -238,12 +250,10 @@ impl Context {
         options: &EngineOptions,
         file: &ModelFile,
     ) -> Result<(Worker, Signature)> {
-        let library = match options.kind {
-            EngineKind::OnnxRuntime => Some(self.library.as_ref().ok_or_else(no_library)?),
-            EngineKind::Tract if TRACT => None,
-            EngineKind::Tract => return Err(no_tract()),
-        };
-        Worker::start(options, library, &self.nowhere, file).await
+        if options.kind == EngineKind::Tract && !TRACT {
+            return Err(no_tract());
+        }
+        Worker::start(&self.workers, options, file).await
     }
 }
 
@@ -396,11 +406,6 @@ fn check_options(options: &EngineOptions) -> Result<()> {
     Ok(())
 }
 
-fn no_folder(error: std::io::Error) -> Error {
-    let fact = format!("no empty folder can be made for the workers: {error}");
-    Error::new(Code::Internal, fact).with_remedy("let the server write to /dev/shm or to TMPDIR")
-}
-
 /// Whether this program has the engine tract in it.
 pub const TRACT: bool = cfg!(feature = "tract");
 
@@ -410,7 +415,7 @@ pub(crate) fn no_tract() -> Error {
     Error::new(Code::Internal, fact).with_remedy(remedy)
 }
 
-fn no_library() -> Error {
+pub(crate) fn no_library() -> Error {
     Error::new(
         Code::Internal,
         "the engine was started without ONNX Runtime",

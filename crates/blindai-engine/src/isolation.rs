@@ -11,7 +11,11 @@ use crate::worker::confine::Left;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// A process of its own is enough: where the kernel has nothing else, as in an enclave.
+    /// Nothing: workers are threads of this process. A model that takes its engine over has every key
+    /// and every other model, one that crashes ends the process, none has a memory limit, and what does
+    /// not stop when it is told to cannot be stopped. For an SGX enclave, where there is but one process.
+    None,
+    /// A process of its own is enough: where the kernel has nothing else.
     Process,
     /// The kernel must filter the worker's system calls.
     #[default]
@@ -23,6 +27,8 @@ pub enum Isolation {
 /// What the kernel gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Barriers {
+    /// Workers are processes of their own.
+    pub process: bool,
     /// System calls are filtered (seccomp).
     pub filtered: bool,
     pub left: Left,
@@ -35,7 +41,7 @@ impl Barriers {
     /// [`Code::Internal`], with what is missing.
     pub fn require(&self, isolation: Isolation) -> Result<()> {
         let missing = match isolation {
-            Isolation::Process => return Ok(()),
+            Isolation::None | Isolation::Process => return Ok(()),
             _ if !self.filtered => "filters system calls of workers",
             Isolation::Filtered => return Ok(()),
             Isolation::Full if self.left.user || self.left.namespaces => return Ok(()),
@@ -49,6 +55,9 @@ impl Barriers {
 
 impl fmt::Display for Barriers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.process {
+            return f.write_str(NO_BARRIER);
+        }
         let barriers = [
             (self.filtered, "filtered system calls"),
             (self.left.user, "a user of their own"),
@@ -68,27 +77,35 @@ impl fmt::Display for Barriers {
     }
 }
 
+const NO_BARRIER: &str = "none: models run in the server's own process, among its keys, without a \
+                          memory limit; one that crashes ends the server";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn barriers(filtered: bool, user: bool, namespaces: bool) -> Barriers {
         let left = Left { user, namespaces };
-        Barriers { filtered, left }
+        Barriers {
+            process: true,
+            filtered,
+            left,
+        }
     }
 
     #[test]
     fn what_is_missing_is_refused_and_named() {
-        use Isolation::{Filtered, Full, Process};
+        use Isolation::{Filtered, Full, None, Process};
+        let all = vec![None, Process, Filtered, Full];
         for (there, enough) in [
-            (barriers(true, true, true), vec![Process, Filtered, Full]),
-            (barriers(true, true, false), vec![Process, Filtered, Full]),
-            (barriers(true, false, true), vec![Process, Filtered, Full]),
-            (barriers(true, false, false), vec![Process, Filtered]),
-            (barriers(false, true, true), vec![Process]),
-            (barriers(false, false, false), vec![Process]),
+            (barriers(true, true, true), all.clone()),
+            (barriers(true, true, false), all.clone()),
+            (barriers(true, false, true), all.clone()),
+            (barriers(true, false, false), vec![None, Process, Filtered]),
+            (barriers(false, true, true), vec![None, Process]),
+            (barriers(false, false, false), vec![None, Process]),
         ] {
-            for isolation in [Process, Filtered, Full] {
+            for &isolation in &all {
                 let accepted = there.require(isolation).is_ok();
                 assert_eq!(
                     accepted,
@@ -109,5 +126,7 @@ mod tests {
             "filtered system calls, namespaces of their own; without a user of their own"
         );
         assert!(!barriers(true, true, true).to_string().contains("without"));
+        let none = Barriers::default().to_string();
+        assert!(none.starts_with("none: models run in the server's own"));
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::engine::{Answer, Context, Shared, Stages, busy};
-use crate::process::{Ended, Trouble, Worker};
+use crate::parent::{Ended, Trouble, Worker};
 use crate::protocol::{ALIGNMENT, Place, Run};
 use crate::{Batching, Caller, EngineOptions, ModelFile, batch};
 

@@ -24,6 +24,10 @@
 //!
 //! A crash, a hang or an exhausted limit costs one request; a new worker answers the next.
 //!
+//! Where there is but one process, as in an SGX enclave, [`Isolation::None`] makes threads of the workers.
+//! Lane and worker then speak the same protocol over channels and share ordinary memory, and all the rest
+//! of the above is not so: the [`Isolation`] says what is lost.
+//!
 //! *Not* protected here: two callers of one model share its worker. A crafted input that takes the
 //! worker over sees the inputs that follow, until it is restarted.
 //!
@@ -33,7 +37,7 @@
 //! use std::{sync::Arc, time::Duration};
 //!
 //! let engine = Engine::new(EngineOptions::new("/usr/lib/libonnxruntime.so.1.28.0"))?;
-//! let mut upload = ModelWriter::new(1 << 30)?; // at most 1 GiB
+//! let mut upload = ModelWriter::new(1 << 30, engine.isolation())?; // at most 1 GiB
 //! upload.write(&std::fs::read("model.onnx").unwrap())?;
 //! let model = engine.load(Arc::new(upload.finish()?)).await?;
 //! let answer = model.run(vec![], &[], Caller(1), Duration::from_secs(30)).await?;
@@ -42,6 +46,7 @@
 
 mod batch;
 mod engine;
+mod heap;
 mod isolation;
 mod lane;
 mod memory;
@@ -49,10 +54,12 @@ mod model_file;
 mod names;
 mod nowhere;
 mod options;
+mod parent;
 mod process;
 mod protocol;
 mod queue;
 mod runtime;
+mod thread;
 mod worker;
 
 pub use blindai_core::EngineKind;
@@ -62,5 +69,6 @@ pub use model_file::{ModelCopy, ModelFile, ModelReader, ModelWriter};
 pub use options::{Batching, EngineOptions, ModelOptions, WorkerCommand};
 pub use queue::Caller;
 pub use runtime::ONNXRUNTIME_SHA256;
+pub use thread::MODEL_THREAD;
 pub use worker::confine::Left;
 pub use worker::{WORKER_ARGUMENT, confine_for_test, worker_main};

@@ -8,6 +8,52 @@ use std::os::unix::fs::FileExt;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
+use crate::heap::Heap;
+
+/// Where lane and worker exchange tensors.
+pub(crate) enum Exchange {
+    /// With a worker that is a process.
+    Region(Region),
+    /// With a worker that is a thread.
+    Heap(Heap),
+}
+
+impl Exchange {
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Region(region) => region.write(offset, bytes),
+            Self::Heap(heap) => heap.write(offset, bytes),
+        }
+    }
+
+    /// Copies bytes out, once.
+    pub(crate) fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Region(region) => region.read(offset, length),
+            Self::Heap(heap) => heap.read(offset, length),
+        }
+    }
+
+    /// How many bytes [`wipe`](Self::wipe) has to wipe.
+    pub(crate) fn used(&self) -> u64 {
+        match self {
+            Self::Region(region) => region.used(),
+            Self::Heap(heap) => heap.used(),
+        }
+    }
+
+    /// Forgets the last request.
+    pub(crate) fn wipe(&mut self) -> io::Result<()> {
+        match self {
+            Self::Region(region) => region.wipe(),
+            Self::Heap(heap) => {
+                heap.wipe();
+                Ok(())
+            }
+        }
+    }
+}
+
 /// A new, empty memory file.
 pub(crate) fn memory_file(name: &str) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;

@@ -28,7 +28,8 @@ pub struct EngineOptions {
     pub isolation: Isolation,
     /// Threads that compute one request, the calling one included. Default: the available cores.
     pub threads: usize,
-    /// Memory that a worker may allocate for weights and activations together. Default: 8 GiB.
+    /// Memory that a worker may allocate for weights and activations together. Default: 8 GiB. Nothing
+    /// holds a thread to it.
     pub memory_bytes: u64,
     /// Inputs of one request. Default: 64 MiB.
     pub input_bytes: u64,
@@ -36,7 +37,8 @@ pub struct EngineOptions {
     pub output_bytes: u64,
     /// Time to validate, load and optimise a model. Default: 120 s.
     pub load_timeout: Duration,
-    /// How long a worker may take to heed a cancellation before it is killed. Default: 500 ms.
+    /// How long a worker may take to heed a cancellation before it is killed. Default: 500 ms. Nobody can
+    /// kill a thread: with [`Isolation::None`] as long as it takes.
     pub grace: Duration,
     /// Requests that may wait for a model while one runs. Default: 128.
     pub queue: usize,

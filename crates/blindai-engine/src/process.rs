@@ -1,178 +1,94 @@
-//! One worker process as its parent sees it: hostile input.
+//! A worker that is a process: how it is started, spoken to and ended.
 
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-use blindai_core::{Code, Error, Result, Signature};
+use blindai_core::{Code, EngineKind, Error, Result};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::process::{Pid, Signal};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
+use crate::engine::no_library;
 use crate::memory::Region;
-use crate::names::{check_names, printable};
 use crate::nowhere::Nowhere;
-use crate::protocol::{Loaded, MESSAGE_BYTES, Ran, Run, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
+use crate::parent::{Ended, encode, no_worker};
+use crate::protocol::{MESSAGE_BYTES, SETUP_DESCRIPTORS, SIGNATURE_BYTES, Setup};
 use crate::worker::PROBE_ARGUMENT;
-use crate::{Barriers, EngineOptions, ModelFile};
+use crate::{Barriers, EngineOptions, ModelFile, runtime};
 
-/// Why a run brought no outputs.
-pub(crate) enum Trouble {
-    /// The request, or the model on it.
-    Refused(Error),
-    /// The worker was gone before it got the request.
-    Gone,
-    /// The worker is gone, or no longer speaks the protocol.
-    Lost,
-    /// Nobody waits any more.
-    Abandoned,
+/// What every worker process is given.
+pub(crate) struct Processes {
+    library: Option<OwnedFd>,
+    nowhere: Nowhere,
 }
 
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        Self::Refused(error)
+impl Processes {
+    pub(crate) fn new(library: Option<&Path>) -> Result<Self> {
+        Ok(Self {
+            library: library.map(runtime::seal).transpose()?,
+            nowhere: Nowhere::new().map_err(no_folder)?,
+        })
     }
-}
 
-/// A running worker. Dropping it kills the process, without waiting.
-pub(crate) struct Worker {
-    process: Process,
-    /// Of packets in sequence, in truth: so the end of the worker is seen.
-    control: UnixDatagram,
-    cancel: OwnedFd,
-    message: Vec<u8>,
-    pub(crate) inputs: Region,
-    pub(crate) outputs: Region,
-    requests: u64,
-    in_flight: Option<u64>,
-    /// It has said something that no worker says.
-    distrusted: bool,
-}
-
-impl Worker {
-    /// Starts a worker and has it load the model.
-    ///
-    /// # Errors
-    /// What is wrong with the model, or what the system refuses.
+    /// Starts one and tells it what to load, with memory for inputs and outputs.
     pub(crate) async fn start(
+        &self,
         options: &EngineOptions,
-        library: Option<&OwnedFd>,
-        nowhere: &Nowhere,
         model: &ModelFile,
-    ) -> Result<(Self, Signature)> {
-        let (mut worker, cancel) = Self::spawn(options, nowhere, &[]).await?;
-        worker.set_up(options, library, model, &cancel)?;
-        drop(cancel);
-        let timeout = options.load_timeout;
-        match tokio::time::timeout(timeout, worker.receive()).await {
-            Ok(Ok(Loaded::Yes { signature_bytes })) => {
-                let signature = worker.signature(signature_bytes)?;
-                Ok((worker, signature))
-            }
-            Ok(Ok(Loaded::No { code, fact })) => Err(refusal(&code, &fact)),
-            Ok(Err(_)) => Err(died_loading(&worker.end().await)),
-            Err(_) => {
-                let fact = format!(
-                    "the model was not loaded within {} s",
-                    timeout.as_secs_f32()
-                );
-                Err(Error::new(Code::DeadlineExceeded, fact)
-                    .with_remedy("export a smaller model, or raise the time for loading"))
-            }
-        }
+    ) -> Result<(Process, Region, Region)> {
+        let (process, cancel) = self.spawn(options, &[]).await?;
+        let inputs = Region::new("blindai-inputs", options.input_bytes).map_err(no_worker)?;
+        let output_bytes = options.output_bytes.max(SIGNATURE_BYTES);
+        let outputs = Region::new("blindai-outputs", output_bytes).map_err(no_worker)?;
+        let library = match options.kind {
+            EngineKind::OnnxRuntime => Some(self.library.as_ref().ok_or_else(no_library)?),
+            EngineKind::Tract => None,
+        };
+        let descriptors: [_; SETUP_DESCRIPTORS] = [
+            model.descriptor()?,
+            inputs.as_fd(),
+            outputs.as_fd(),
+            cancel.as_fd(),
+        ];
+        let descriptors: Vec<_> = descriptors
+            .into_iter()
+            .chain(library.map(OwnedFd::as_fd))
+            .collect();
+        process.set_up(options, &descriptors)?;
+        Ok((process, inputs, outputs))
     }
 
     /// What the kernel gives to keep workers apart, as one of them found it.
-    pub(crate) async fn probe(options: &EngineOptions, nowhere: &Nowhere) -> Result<Barriers> {
-        let (mut worker, _cancel) = Self::spawn(options, nowhere, &[PROBE_ARGUMENT]).await?;
-        let told = tokio::time::timeout(options.load_timeout, worker.receive()).await;
-        match told {
-            Ok(Ok(barriers)) => Ok(barriers),
-            _ => {
-                let ended = worker.end().await;
+    pub(crate) async fn probe(&self, options: &EngineOptions) -> Result<Barriers> {
+        let (mut process, _cancel) = self.spawn(options, &[PROBE_ARGUMENT]).await?;
+        let told = tokio::time::timeout(options.load_timeout, process.receive()).await;
+        let told = told.ok().flatten();
+        match told.and_then(|message| serde_json::from_slice(message).ok()) {
+            Some(barriers) => Ok(barriers),
+            None => {
+                let ended = Ended::from(process.end().await);
                 let fact = format!("a worker could not be set up ({ended})");
                 Err(Error::new(Code::Internal, fact))
             }
         }
     }
 
-    /// The process id.
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid
-    }
-
-    /// Hands a request over, under a number of its own. The inputs must be in place.
-    pub(crate) fn send(&mut self, run: &mut Run) -> Result<(), Trouble> {
-        self.requests += 1;
-        run.id = self.requests;
-        let message = encode(run)?;
-        let sent = rustix::net::send(&self.control, &message, SendFlags::NOSIGNAL);
-        if sent != Ok(message.len()) {
-            return Err(Trouble::Gone);
-        }
-        self.in_flight = Some(self.requests);
-        Ok(())
-    }
-
-    /// Waits for the answer to the request that was sent last.
-    pub(crate) async fn answer(&mut self) -> Result<Ran, Trouble> {
-        let ran: Ran = self.receive().await?;
-        if Some(ran.id) != self.in_flight {
-            return Err(self.distrust());
-        }
-        self.in_flight = None;
-        Ok(ran)
-    }
-
-    /// Marks the worker as one that does not speak the protocol.
-    pub(crate) fn distrust(&mut self) -> Trouble {
-        self.distrusted = true;
-        Trouble::Lost
-    }
-
-    /// Asks for the request in flight to be stopped.
-    pub(crate) fn cancel(&self) {
-        if let Some(id) = self.in_flight {
-            // A worker that does not take it is killed when its grace has passed.
-            let _ = rustix::net::send(&self.cancel, &id.to_le_bytes(), SendFlags::NOSIGNAL);
-        }
-    }
-
-    /// How many bytes there are to forget.
-    pub(crate) fn used(&self) -> u64 {
-        self.inputs.used() + self.outputs.used()
-    }
-
-    /// Forgets the tensors of the last request.
-    pub(crate) fn wipe(&mut self) -> io::Result<()> {
-        self.inputs.wipe()?;
-        self.outputs.wipe()
-    }
-
-    /// Kills the process and says how it had ended.
-    pub(crate) async fn end(self) -> Ended {
-        Ended {
-            status: self.process.end().await,
-            distrusted: self.distrusted,
-        }
-    }
-
+    /// Also the end of the cancel socket that belongs to the worker.
     async fn spawn(
+        &self,
         options: &EngineOptions,
-        nowhere: &Nowhere,
         arguments: &[&str],
-    ) -> Result<(Self, OwnedFd)> {
+    ) -> Result<(Process, OwnedFd)> {
         let (control, control_of_worker) = socket_pair().map_err(no_worker)?;
         let (cancel, cancel_of_worker) = socket_pair().map_err(no_worker)?;
         rustix::io::ioctl_fionbio(&control, true).map_err(|e| no_worker(e.into()))?;
@@ -185,59 +101,62 @@ impl Worker {
             .env("ORT_DISABLE_TELEMETRY", "1")
             // Weights in large pages: a few percent of a run.
             .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-            .current_dir(nowhere.path())
+            .current_dir(self.nowhere.path())
             // Of its own: Ctrl-C is for the server, which lets its workers finish.
             .process_group(0)
             .stdin(Stdio::from(control_of_worker))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let process = Process::spawn(command).await.map_err(no_worker)?;
-        let inputs = Region::new("blindai-inputs", options.input_bytes).map_err(no_worker)?;
-        let output_bytes = options.output_bytes.max(SIGNATURE_BYTES);
-        let outputs = Region::new("blindai-outputs", output_bytes).map_err(no_worker)?;
-        let worker = Self {
-            process,
+        let process = Process {
+            child: Spawned::new(command).await.map_err(no_worker)?,
             control: UnixDatagram::from_std(control.into()).map_err(no_worker)?,
             cancel,
             message: vec![0; MESSAGE_BYTES + 1],
-            inputs,
-            outputs,
-            requests: 0,
-            in_flight: None,
-            distrusted: false,
         };
-        Ok((worker, cancel_of_worker))
+        Ok((process, cancel_of_worker))
+    }
+}
+
+/// A worker process. Dropping it kills it, without waiting.
+pub(crate) struct Process {
+    child: Spawned,
+    /// Of packets in sequence, in truth: so the end of the worker is seen.
+    control: UnixDatagram,
+    cancel: OwnedFd,
+    message: Vec<u8>,
+}
+
+impl Process {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid
     }
 
-    fn set_up(
-        &self,
-        options: &EngineOptions,
-        library: Option<&OwnedFd>,
-        model: &ModelFile,
-        cancel: &OwnedFd,
-    ) -> Result<()> {
-        let setup = encode(&Setup {
-            engine: options.kind,
-            threads: options.threads,
-            spinning: options.spinning,
-            memory_bytes: options.memory_bytes,
-            output_bytes: options.output_bytes,
-            isolation: options.isolation,
-        })?;
-        let descriptors: [_; SETUP_DESCRIPTORS] = [
-            model.file.as_fd(),
-            self.inputs.as_fd(),
-            self.outputs.as_fd(),
-            cancel.as_fd(),
-        ];
-        let descriptors: Vec<_> = descriptors
-            .into_iter()
-            .chain(library.map(OwnedFd::as_fd))
-            .collect();
+    pub(crate) fn send(&self, message: &[u8]) -> bool {
+        let sent = rustix::net::send(&self.control, message, SendFlags::NOSIGNAL);
+        sent == Ok(message.len())
+    }
+
+    pub(crate) async fn receive(&mut self) -> Option<&[u8]> {
+        let length = self.control.recv(&mut self.message).await.ok()?;
+        self.message.get(..length).filter(|_| length > 0)
+    }
+
+    pub(crate) fn cancel(&self, id: u64) {
+        // A worker that does not take it is killed when its grace has passed.
+        let _ = rustix::net::send(&self.cancel, &id.to_le_bytes(), SendFlags::NOSIGNAL);
+    }
+
+    /// Kills it and says how it had ended.
+    pub(crate) async fn end(self) -> Option<ExitStatus> {
+        self.child.end().await
+    }
+
+    fn set_up(&self, options: &EngineOptions, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        let setup = encode(&Setup::from(options))?;
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SETUP_DESCRIPTORS + 1))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
-        rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+        rights.push(SendAncillaryMessage::ScmRights(descriptors));
         let message = [IoSlice::new(&setup)];
         match rustix::net::sendmsg(&self.control, &message, &mut rights, SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
@@ -246,86 +165,18 @@ impl Worker {
             Err(error) => Err(no_worker(error.into())),
         }
     }
-
-    async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Trouble> {
-        let length = self.control.recv(&mut self.message).await;
-        let length = length.map_err(|_| Trouble::Lost)?;
-        if length == 0 {
-            return Err(Trouble::Lost);
-        }
-        // A full buffer may be the start of something longer.
-        let message = self
-            .message
-            .get(..length)
-            .filter(|_| length <= MESSAGE_BYTES);
-        let message = message.and_then(|message| serde_json::from_slice(message).ok());
-        message.ok_or_else(|| self.distrust())
-    }
-
-    fn signature(&mut self, bytes: u64) -> Result<Signature> {
-        let invalid = || Error::new(Code::Internal, "the worker sent no readable signature");
-        if bytes > SIGNATURE_BYTES {
-            return Err(invalid());
-        }
-        let json = self.outputs.read(0, bytes as usize).map_err(no_worker)?;
-        self.outputs.wipe().map_err(no_worker)?;
-        let signature = serde_json::from_slice(&json).map_err(|_| invalid())?;
-        check_names(&signature)?;
-        Ok(signature)
-    }
 }
-
-/// How a process ended. It prints for people: `SIGFPE`, or `exit code 3`.
-#[derive(Default)]
-pub(crate) struct Ended {
-    status: Option<ExitStatus>,
-    distrusted: bool,
-}
-
-impl Ended {
-    /// Whether somebody else killed it: the system, or its operator. No computation does that.
-    pub(crate) fn was_killed(&self) -> bool {
-        let signal = self.status.and_then(|status| status.signal());
-        signal == Some(Signal::KILL.as_raw()) && !self.distrusted
-    }
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(status) = self.status else {
-            return f.write_str("unknown cause");
-        };
-        match (status.signal(), status.code()) {
-            (Some(signal), _) => match SIGNALS.iter().find(|(number, _)| *number == signal) {
-                Some((_, name)) => f.write_str(name),
-                None => write!(f, "signal {signal}"),
-            },
-            (None, code) => write!(f, "exit code {}", code.unwrap_or(-1)),
-        }
-    }
-}
-
-const SIGNALS: [(i32, &str); 8] = [
-    (4, "SIGILL"),
-    (6, "SIGABRT"),
-    (7, "SIGBUS"),
-    (8, "SIGFPE"),
-    (9, "SIGKILL"),
-    (11, "SIGSEGV"),
-    (25, "SIGXFSZ"),
-    (31, "SIGSYS"),
-];
 
 /// A child that is killed, with its group, and reaped when it is dropped.
-struct Process {
+struct Spawned {
     child: Option<Child>,
     pid: u32,
 }
 
-impl Process {
+impl Spawned {
     /// Spawns from one thread that lives as long as this program: the worker asks the kernel to be
     /// killed when its parent dies, and to the kernel the parent is the *thread* that forked.
-    async fn spawn(command: Command) -> io::Result<Self> {
+    async fn new(command: Command) -> io::Result<Self> {
         let spawner = SPAWNER.get_or_init(start_spawner);
         let (reply, child) = oneshot::channel();
         let gone = || io::Error::other("the spawning thread is gone");
@@ -343,7 +194,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for Spawned {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             // At once, so that a new worker does not share memory and cores with the old one; only
@@ -398,44 +249,6 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-fn encode(message: &impl Serialize) -> Result<Vec<u8>> {
-    let bytes = serde_json::to_vec(message)
-        .map_err(|_| Error::new(Code::Internal, "a message to the worker has no encoding"))?;
-    if bytes.len() > MESSAGE_BYTES {
-        let fact = "the shapes of the request do not fit a message to the worker";
-        return Err(Error::new(Code::InvalidRequest, fact));
-    }
-    Ok(bytes)
-}
-
-/// What a worker says of a model. Only codes that a worker may use; the text, which goes to the
-/// model's owner, only as printable characters, and not many of them. Any other code is a failure of
-/// the server, whose text its operator reads: none of the worker's goes there.
-fn refusal(code: &str, fact: &str) -> Error {
-    let Some(code) = Code::parse(code).filter(|code| WORKER_CODES.contains(code)) else {
-        return Error::new(Code::Internal, "the worker could not be set up");
-    };
-    let fact: String = fact
-        .chars()
-        .filter(|c| printable(*c))
-        .take(FACT_CHARACTERS)
-        .collect();
-    Error::new(code, fact)
-}
-
-const FACT_CHARACTERS: usize = 500;
-const WORKER_CODES: [Code; 3] = [
-    Code::ModelInvalid,
-    Code::ModelUnsupported,
-    Code::ModelMemory,
-];
-
-fn died_loading(ended: &Ended) -> Error {
-    let fact = format!("the model killed its worker while loading ({ended})");
-    Error::new(Code::WorkerCrashed, fact)
-        .with_remedy("check the file with onnx.checker and export it again")
-}
-
 fn died_starting() -> Error {
     Error::new(
         Code::WorkerCrashed,
@@ -444,27 +257,7 @@ fn died_starting() -> Error {
     .with_remedy("try again")
 }
 
-fn no_worker(error: io::Error) -> Error {
-    Error::new(Code::Internal, format!("no worker can be started: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_chooses_its_words_only_to_the_owner_of_the_model() {
-        let long = "\u{1b}[2J\u{202e}\n".to_owned() + &"x".repeat(1000);
-        let error = refusal("model-invalid", &long);
-        assert_eq!(error.code(), Code::ModelInvalid);
-        assert_eq!(
-            error.fact(),
-            "[2J".to_owned() + &"x".repeat(FACT_CHARACTERS - 3)
-        );
-        for code in ["internal", "worker-crashed", "forbidden", "", &long] {
-            let error = refusal(code, &long);
-            assert_eq!(error.code(), Code::Internal);
-            assert_eq!(error.fact(), "the worker could not be set up");
-        }
-    }
+fn no_folder(error: io::Error) -> Error {
+    let fact = format!("no empty folder can be made for the workers: {error}");
+    Error::new(Code::Internal, fact).with_remedy("let the server write to /dev/shm or to TMPDIR")
 }

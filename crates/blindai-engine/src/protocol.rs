@@ -5,10 +5,13 @@
 //! 2. worker → parent: [`Loaded`]; the signature stands as JSON at the start of the outputs.
 //! 3. parent → worker: [`Run`]; worker → parent: [`Ran`]. One at a time.
 //!
+//! Where the worker is a thread of the same process, the messages are the same and go through channels; what is a
+//! descriptor here is memory there.
+//!
 //! The cancel socket carries bare request numbers (8 bytes, little-endian), so that the worker's
 //! main thread can sleep in `recv` and compute without looking up.
 
-use crate::Isolation;
+use crate::{EngineOptions, Isolation};
 use blindai_core::EngineKind;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,19 @@ pub(crate) struct Setup {
     pub memory_bytes: u64,
     pub output_bytes: u64,
     pub isolation: Isolation,
+}
+
+impl From<&EngineOptions> for Setup {
+    fn from(options: &EngineOptions) -> Self {
+        Self {
+            engine: options.kind,
+            threads: options.threads,
+            spinning: options.spinning,
+            memory_bytes: options.memory_bytes,
+            output_bytes: options.output_bytes,
+            isolation: options.isolation,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -12,29 +12,33 @@ use blindai_core::{Code, DType, Dim, EngineKind, NamedTensor, Tensor};
 use blindai_engine::{Caller, Engine, EngineOptions};
 use support::*;
 
-on_every_engine! {
-    every_type_and_every_rank_comes_back_unchanged,
-    several_inputs_outputs_defaults_and_sizes,
-    what_does_not_fit_the_signature_is_refused,
-    a_failure_names_the_node_and_not_the_values,
-    files_that_are_no_models_are_refused_and_say_why,
-    names_for_people_are_short_and_few_and_leave_terminals_alone,
-    a_flipped_bit_never_takes_the_engine_down,
-    a_crash_costs_one_request,
-    an_endless_model_ends_at_the_deadline,
-    between_two_nodes_a_word_is_enough,
-    a_dropped_future_cancels,
-    memory_is_limited,
-    memory_is_limited_where_the_request_says_how_much,
-    requests_queue_and_the_queue_ends,
-    models_do_not_wait_for_each_other,
+in_processes_and_threads! {
+    everywhere:
+        every_type_and_every_rank_comes_back_unchanged,
+        several_inputs_outputs_defaults_and_sizes,
+        what_does_not_fit_the_signature_is_refused,
+        a_failure_names_the_node_and_not_the_values,
+        files_that_are_no_models_are_refused_and_say_why,
+        names_for_people_are_short_and_few_and_leave_terminals_alone,
+        a_flipped_bit_never_takes_the_engine_down,
+        between_two_nodes_a_word_is_enough,
+        outputs_are_limited;
+    where_a_node_can_be_interrupted:
+        an_endless_model_ends_at_the_deadline,
+        a_dropped_future_cancels,
+        requests_queue_and_the_queue_ends,
+        models_do_not_wait_for_each_other;
+    in_processes:
+        a_crash_costs_one_request,
+        memory_is_limited,
+        memory_is_limited_where_the_request_says_how_much;
 }
 
-async fn every_type_and_every_rank_comes_back_unchanged(on: EngineKind) {
+async fn every_type_and_every_rank_comes_back_unchanged(on: On) {
     let engine = Engine::new(options(on)).unwrap();
     for &dtype in DType::ALL {
         let file = model_file(&model_bytes(&format!("identity_{dtype}")));
-        if (on, dtype) == (EngineKind::Tract, DType::BF16) {
+        if (on.kind, dtype) == (EngineKind::Tract, DType::BF16) {
             // It has no such type.
             let error = engine.load(file).await.unwrap_err();
             assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
@@ -79,7 +83,7 @@ fn some_tensor(dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::new(dtype, shape.to_vec(), data.into()).unwrap()
 }
 
-async fn several_inputs_outputs_defaults_and_sizes(on: EngineKind) {
+async fn several_inputs_outputs_defaults_and_sizes(on: On) {
     let model = load(on, "two_by_two").await;
     let signature = model.signature();
     let names: Vec<_> = signature
@@ -113,7 +117,7 @@ async fn several_inputs_outputs_defaults_and_sizes(on: EngineKind) {
     assert_eq!(answer.outputs, [f32s("scaled", &[1, 3], &[3.0, 6.0, 9.0])]);
 }
 
-async fn what_does_not_fit_the_signature_is_refused(on: EngineKind) {
+async fn what_does_not_fit_the_signature_is_refused(on: On) {
     let options = EngineOptions {
         input_bytes: 4096,
         output_bytes: 4096,
@@ -150,7 +154,7 @@ async fn what_does_not_fit_the_signature_is_refused(on: EngineKind) {
     run(&model, good()).await.unwrap();
 }
 
-async fn a_failure_names_the_node_and_not_the_values(on: EngineKind) {
+async fn a_failure_names_the_node_and_not_the_values(on: On) {
     let model = load(on, "gather").await;
     let inputs = |index| {
         vec![
@@ -168,7 +172,7 @@ async fn a_failure_names_the_node_and_not_the_values(on: EngineKind) {
     );
 }
 
-async fn files_that_are_no_models_are_refused_and_say_why(on: EngineKind) {
+async fn files_that_are_no_models_are_refused_and_say_why(on: On) {
     let engine = Engine::new(options(on)).unwrap();
     let whole = model_bytes("two_by_two");
     let mut ort_format = vec![0; 64];
@@ -234,7 +238,7 @@ async fn files_that_are_no_models_are_refused_and_say_why(on: EngineKind) {
     }
 }
 
-async fn names_for_people_are_short_and_few_and_leave_terminals_alone(on: EngineKind) {
+async fn names_for_people_are_short_and_few_and_leave_terminals_alone(on: On) {
     let engine = Engine::new(options(on)).unwrap();
     let load = async |names: &[String]| engine.load(model_file(&with_inputs(names))).await;
     let model = load(&["größe".into(), "n".repeat(512)]).await.unwrap();
@@ -273,7 +277,7 @@ fn with_inputs(names: &[String]) -> Vec<u8> {
     [model_bytes("identity_FP32"), field(7, &graph)].concat()
 }
 
-async fn a_flipped_bit_never_takes_the_engine_down(on: EngineKind) {
+async fn a_flipped_bit_never_takes_the_engine_down(on: On) {
     let engine = Engine::new(options(on)).unwrap();
     let whole = model_bytes("two_by_two");
     let mut refused = 0;
@@ -293,12 +297,12 @@ async fn a_flipped_bit_never_takes_the_engine_down(on: EngineKind) {
     engine.load(model_file(&whole)).await.unwrap();
 }
 
-async fn a_crash_costs_one_request(on: EngineKind) {
+async fn a_crash_costs_one_request(on: On) {
     let model = load(on, "div").await;
     let inputs = |a, b| vec![i64s("a", &[1], &[a]), i64s("b", &[1], &[b])];
     // ONNX Runtime dies of the division. tract panics, which its worker survives; and of what kills
     // ONNX Runtime, it gives the quotient modulo 2^64.
-    let (a, b, code) = match on {
+    let (a, b, code) = match on.kind {
         EngineKind::OnnxRuntime => (i64::MIN, -1, Code::WorkerCrashed),
         EngineKind::Tract => (1, 0, Code::ModelFailed),
     };
@@ -310,7 +314,7 @@ async fn a_crash_costs_one_request(on: EngineKind) {
     }
 }
 
-async fn an_endless_model_ends_at_the_deadline(on: EngineKind) {
+async fn an_endless_model_ends_at_the_deadline(on: On) {
     let slow = Slow::on(on);
     let model = load(on, slow.model).await;
     let worker = pid(&model);
@@ -319,10 +323,10 @@ async fn an_endless_model_ends_at_the_deadline(on: EngineKind) {
     assert_eq!(run(&model, slow.quick(3)).await.unwrap(), slow.answer(3));
     // tract cannot be interrupted within a node; then its worker is killed.
     let word_was_enough = pid(&model) == worker;
-    assert!(word_was_enough || on == EngineKind::Tract);
+    assert!(word_was_enough || on.kind == EngineKind::Tract);
 }
 
-async fn between_two_nodes_a_word_is_enough(on: EngineKind) {
+async fn between_two_nodes_a_word_is_enough(on: On) {
     let options = EngineOptions {
         grace: PATIENCE,
         ..options(on)
@@ -337,7 +341,7 @@ async fn between_two_nodes_a_word_is_enough(on: EngineKind) {
     assert_eq!(pid(&model), worker);
 }
 
-async fn a_dropped_future_cancels(on: EngineKind) {
+async fn a_dropped_future_cancels(on: On) {
     let slow = Slow::on(on);
     let model = load(on, slow.model).await;
     let endless = run(&model, slow.endless());
@@ -350,7 +354,7 @@ async fn a_dropped_future_cancels(on: EngineKind) {
     assert_eq!(run(&model, slow.quick(1)).await.unwrap(), slow.answer(1));
 }
 
-async fn memory_is_limited(on: EngineKind) {
+async fn memory_is_limited(on: On) {
     let options = EngineOptions {
         memory_bytes: 64 << 20,
         output_bytes: 1 << 20,
@@ -368,6 +372,16 @@ async fn memory_is_limited(on: EngineKind) {
         let outputs = run(&inside, square(1 << 10)).await.unwrap();
         assert_eq!(outputs, [f32s("y", &[], &[0.0])]);
     }
+}
+
+async fn outputs_are_limited(on: On) {
+    let options = EngineOptions {
+        memory_bytes: 64 << 20,
+        output_bytes: 1 << 20,
+        ..options(on)
+    };
+    let engine = Engine::new(options).unwrap();
+    let square = |side: usize| vec![f32s("x", &[side], &vec![0.0; side])];
     let outside = engine.load(model_file(&model_bytes("outer_out"))).await;
     let outside = outside.unwrap();
     let error = run(&outside, square(1 << 10)).await.unwrap_err();
@@ -377,7 +391,7 @@ async fn memory_is_limited(on: EngineKind) {
     assert_eq!(outputs, [f32s("y", &[1 << 9, 1 << 9], &[0.0; 1 << 18])]);
 }
 
-async fn memory_is_limited_where_the_request_says_how_much(on: EngineKind) {
+async fn memory_is_limited_where_the_request_says_how_much(on: On) {
     let options = EngineOptions {
         memory_bytes: 64 << 20,
         output_bytes: 1 << 20,
@@ -385,7 +399,7 @@ async fn memory_is_limited_where_the_request_says_how_much(on: EngineKind) {
     };
     let engine = Engine::new(options).unwrap();
     let inside = engine.load(model_file(&model_bytes("fill"))).await;
-    if on == EngineKind::Tract {
+    if on.kind == EngineKind::Tract {
         // Sizes that a request computes are beyond it.
         let error = inside.unwrap_err();
         assert_eq!(error.code(), Code::ModelUnsupported, "{error}");
@@ -436,7 +450,7 @@ async fn an_output_of_absurdly_many_dimensions_is_refused() {
     assert_eq!(pid(&model), worker);
 }
 
-async fn requests_queue_and_the_queue_ends(on: EngineKind) {
+async fn requests_queue_and_the_queue_ends(on: On) {
     let options = EngineOptions {
         queue: 2,
         ..options(on)
@@ -466,7 +480,7 @@ async fn step(future: &mut (impl Future + Unpin)) {
     assert!(poll_fn(step).await);
 }
 
-async fn models_do_not_wait_for_each_other(on: EngineKind) {
+async fn models_do_not_wait_for_each_other(on: On) {
     let engine = Engine::new(options(on)).unwrap();
     let slow = Slow::on(on);
     let busy = engine.load(model_file(&model_bytes(slow.model)));

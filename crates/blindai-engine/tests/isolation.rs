@@ -35,7 +35,7 @@ on_every_engine! {
     a_worker_that_ends_at_once_is_a_crash_whenever_it_is_noticed,
 }
 
-async fn a_worker_has_no_environment_and_no_descriptors_but_its_own(on: EngineKind) {
+async fn a_worker_has_no_environment_and_no_descriptors_but_its_own(on: On) {
     // One that is open in the parent and, against Rust's habit, would survive an exec.
     let stray = fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
@@ -84,7 +84,7 @@ fn kind(descriptor: &Path) -> String {
     }
 }
 
-async fn a_worker_is_bounded_and_cannot_gain_rights(on: EngineKind) {
+async fn a_worker_is_bounded_and_cannot_gain_rights(on: On) {
     let model = load(on, "identity_FP32").await;
     let status = fs::read_to_string(proc(&model, "status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
@@ -105,7 +105,7 @@ async fn a_worker_is_bounded_and_cannot_gain_rights(on: EngineKind) {
     assert_eq!(file, options(on).output_bytes);
 }
 
-async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered(on: EngineKind) {
+async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered(on: On) {
     let model = load(on, "identity_FP32").await;
     let tasks = fs::read_dir(proc(&model, "task")).unwrap();
     for task in tasks {
@@ -121,7 +121,7 @@ async fn a_worker_has_no_capabilities_and_its_system_calls_are_filtered(on: Engi
     }
 }
 
-async fn a_worker_leaves_what_the_kernel_lets_it_leave(on: EngineKind) {
+async fn a_worker_leaves_what_the_kernel_lets_it_leave(on: On) {
     let options = EngineOptions {
         isolation: Isolation::Full,
         ..options(on)
@@ -146,7 +146,7 @@ async fn a_worker_leaves_what_the_kernel_lets_it_leave(on: EngineKind) {
     run(&model, vec![f32s("x", &[1], &[1.0])]).await.unwrap();
 }
 
-async fn signals_to_the_server_leave_its_workers_alone(on: EngineKind) {
+async fn signals_to_the_server_leave_its_workers_alone(on: On) {
     let model = load(on, "identity_FP32").await;
     let worker = pid(&model);
     let group = rustix::process::getpgid(Some(process(worker))).unwrap();
@@ -160,7 +160,7 @@ async fn signals_to_the_server_leave_its_workers_alone(on: EngineKind) {
     assert_eq!(pid(&model), worker);
 }
 
-async fn what_a_worker_started_ends_with_it(on: EngineKind) {
+async fn what_a_worker_started_ends_with_it(on: On) {
     let forked = |model: &LoadedModel| {
         let mut sleep = Command::new("sleep");
         let group = pid(model) as i32;
@@ -168,7 +168,7 @@ async fn what_a_worker_started_ends_with_it(on: EngineKind) {
     };
     let model = load(on, "div").await;
     let mut with_a_crash = forked(&model);
-    match on {
+    match on.kind {
         EngineKind::OnnxRuntime => {
             let inputs = vec![i64s("a", &[1], &[i64::MIN]), i64s("b", &[1], &[-1])];
             let error = run(&model, inputs).await.unwrap_err();
@@ -187,7 +187,7 @@ async fn what_a_worker_started_ends_with_it(on: EngineKind) {
     }
 }
 
-async fn a_killed_worker_is_replaced(on: EngineKind) {
+async fn a_killed_worker_is_replaced(on: On) {
     let model = load(on, "identity_FP32").await;
     let input = f32s("x", &[2], &[1.0, 2.0]);
     let first = pid(&model);
@@ -199,7 +199,7 @@ async fn a_killed_worker_is_replaced(on: EngineKind) {
     assert_eq!(model.status().restarts, 1);
 }
 
-async fn a_worker_that_does_not_listen_is_replaced(on: EngineKind) {
+async fn a_worker_that_does_not_listen_is_replaced(on: On) {
     let options = EngineOptions {
         grace: Duration::from_millis(50),
         ..options(on)
@@ -219,7 +219,7 @@ async fn a_worker_that_does_not_listen_is_replaced(on: EngineKind) {
     assert_ne!(pid(&model), first);
 }
 
-async fn a_dropped_model_leaves_no_process(on: EngineKind) {
+async fn a_dropped_model_leaves_no_process(on: On) {
     let slow = Slow::on(on);
     let model = load(on, slow.model).await;
     let pid = pid(&model);
@@ -274,7 +274,7 @@ impl io::Write for Log {
     }
 }
 
-async fn a_load_that_takes_too_long_is_stopped(on: EngineKind) {
+async fn a_load_that_takes_too_long_is_stopped(on: On) {
     let options = EngineOptions {
         load_timeout: Duration::from_millis(1),
         ..options(on)
@@ -287,7 +287,7 @@ async fn a_load_that_takes_too_long_is_stopped(on: EngineKind) {
     assert_eq!(error.code(), Code::DeadlineExceeded);
 }
 
-async fn a_worker_that_ends_at_once_is_a_crash_whenever_it_is_noticed(on: EngineKind) {
+async fn a_worker_that_ends_at_once_is_a_crash_whenever_it_is_noticed(on: On) {
     let mut options = options(on);
     options.worker.program = "/bin/true".into();
     let engine = Engine::new(options).unwrap();

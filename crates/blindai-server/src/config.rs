@@ -141,8 +141,8 @@ pub struct EngineConfig {
     /// Whether a new model computes something made up before its first caller comes. Default true.
     pub warm_up: bool,
     /// What must stand between a worker and the machine: `process`, `filtered` (its system calls) or
-    /// `full` (a user or namespaces of its own besides). The server does not start with less. Default
-    /// `filtered`.
+    /// `full` (a user or namespaces of its own besides). The server does not start with less. With
+    /// `none`, workers are threads of the server, among its keys. Default `filtered`.
     pub isolation: Isolation,
     pub batching: BatchingConfig,
 }
@@ -617,6 +617,7 @@ mod tests {
         assert_eq!(config.limits.body_bytes, 64 << 20);
         assert_eq!(config.tee.simulation, None);
         assert_eq!(config.tee.provider, Provider::Auto);
+        assert_eq!(config.engine.isolation, Isolation::Filtered);
     }
 
     #[test]
@@ -675,6 +676,8 @@ mod tests {
             "[[models]]\nname = 'm'\nkind = 'tract'",
             "[[models]]\nname = 'm'\npath = 'm.onnx'",
             "[engine]\nisolation = 'full'",
+            "[engine]\nisolation = 'process'",
+            "[engine]\nisolation = 'none'",
             "[engine.batching]\nstrict = false",
             "[tls]\nfolder = 'x'",
             "[tee]\nprovider = 'tsm'",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blindai_core::{Code, Digest, Error, Result};
-use blindai_engine::{ModelCopy, ModelFile, ModelWriter};
+use blindai_engine::{Isolation, ModelCopy, ModelFile, ModelWriter};
 use blindai_store::{Destination, Entry, Object, ObjectLocation, Store};
 use rustix::fs::OFlags;
 use tokio::fs::{File, OpenOptions};
@@ -64,16 +64,18 @@ impl Content {
         self.size_bytes
     }
 
-    /// Reads it into sealed memory, as much as was said and no more: that much was reserved.
+    /// Reads it into memory that nobody changes, for an engine that isolates like this: as much as was
+    /// said and no more, because that much was reserved.
     ///
     /// # Errors
     /// [`Code::ModelUnavailable`], [`Code::ModelTooLarge`] when there is more; those of the store.
-    pub async fn read(self) -> Result<ModelFile> {
+    pub async fn read(self, isolation: Isolation) -> Result<ModelFile> {
+        let size = self.size_bytes;
         match self.source {
-            Source::File(file) => read_file(file, self.size_bytes).await,
-            Source::Object(object) => read_object(object, self.size_bytes).await,
+            Source::File(file) => read_file(file, ModelWriter::new(size, isolation)?).await,
+            Source::Object(object) => read_object(object, ModelWriter::new(size, isolation)?).await,
             Source::Stored(store, entry) => {
-                let copy = Copy(ModelCopy::new(self.size_bytes)?);
+                let copy = Copy(ModelCopy::new(size, isolation)?);
                 store.read(&entry, copy).await
             }
         }
@@ -95,8 +97,7 @@ impl Destination for Copy {
     }
 }
 
-async fn read_file(mut file: File, size_bytes: u64) -> Result<ModelFile> {
-    let mut writer = ModelWriter::new(size_bytes)?;
+async fn read_file(mut file: File, mut writer: ModelWriter) -> Result<ModelFile> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut piece).await.map_err(unreadable)? {
@@ -106,8 +107,7 @@ async fn read_file(mut file: File, size_bytes: u64) -> Result<ModelFile> {
     }
 }
 
-async fn read_object(mut object: Object, size_bytes: u64) -> Result<ModelFile> {
-    let mut writer = ModelWriter::new(size_bytes)?;
+async fn read_object(mut object: Object, mut writer: ModelWriter) -> Result<ModelFile> {
     while let Some(piece) = object.next().await? {
         writer.write(&piece)?;
     }
@@ -155,12 +155,12 @@ mod tests {
             file.write_all(&content[content.len() - 3..]).unwrap();
             let found = origin.open().await.unwrap();
             assert_eq!(found.size_bytes(), content.len() as u64);
-            let read = found.read().await.unwrap();
+            let read = found.read(Isolation::None).await.unwrap();
             assert_eq!(read.digest(), Digest::of(content));
         }
         let found = origin.open().await.unwrap();
         file.write_all(b"more").unwrap();
-        let error = found.read().await.unwrap_err();
+        let error = found.read(Isolation::None).await.unwrap_err();
         assert_eq!(error.code(), Code::ModelTooLarge);
     }
 

@@ -96,7 +96,7 @@ impl Residency {
         }
         let mut memory = self.memory.empty();
         self.reserve(&mut memory, size)?;
-        let file = content.read().await?;
+        let file = content.read(self.engine.isolation()).await?;
         match expected {
             Some(expected) if expected != file.digest() => Err(changed(expected, file.digest())),
             _ => Ok(Arrived {
@@ -183,7 +183,7 @@ impl Residency {
         }
         let mut memory = self.memory.empty();
         self.reserve_patiently(&mut memory, model).await?;
-        let file = content.read().await?;
+        let file = content.read(self.engine.isolation()).await?;
         if file.digest() != digest {
             return Err(changed(digest, file.digest()));
         }

@@ -10,7 +10,7 @@ use blindai_core::receipt::{Deed, ReceiptRequest};
 use blindai_core::{
     Code, CollateralState, Digest, Error, ModelInfo, ModelName, ModelVersion, Nonce, Result,
 };
-use blindai_engine::{Answer, Engine, ModelFile, ModelWriter};
+use blindai_engine::{Answer, Engine, Isolation, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::access::{Access, Held, Principal, QuotaPlace, Right};
@@ -106,6 +106,11 @@ impl Service {
         &self.config.limits
     }
 
+    /// What the configuration asks to stand between a worker and the machine.
+    pub fn isolation(&self) -> Isolation {
+        self.config.engine.isolation
+    }
+
     /// What is counted.
     pub fn telemetry(&self) -> &Arc<Telemetry> {
         &self.telemetry
@@ -197,7 +202,7 @@ impl Service {
         principal.check_room(Held::default(), announced.unwrap_or(0))?;
         Ok(Incoming {
             principal: principal.clone(),
-            writer: ModelWriter::new(limit)?,
+            writer: ModelWriter::new(limit, self.isolation())?,
             memory: self.residency.memory.empty(),
             residency: self.residency.clone(),
             written: 0,

@@ -97,7 +97,7 @@ impl Server {
             telemetry.clone(),
             storage,
         ));
-        let connections = descriptors::connections(&config.limits, config.most_workers());
+        let connections = descriptors::connections(&config.limits, config.most_processes());
         let port = |listener,
                     resolver,
                     clients: Option<Arc<dyn ClientCertVerifier>>,

@@ -18,6 +18,9 @@ pub const EXTENSIONS: [&str; 4] = [
     "statistics",
 ];
 
+/// Stands beside the extensions of a server whose models run in its own process.
+pub const NO_ISOLATION: &str = "blindai_isolation_none";
+
 /// The answer to `GET /v2/models/{model}/config`. Whatever Triton could configure besides, there is
 /// none of.
 #[derive(Clone, Debug, Serialize)]

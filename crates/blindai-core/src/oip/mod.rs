@@ -20,7 +20,7 @@ pub(crate) mod protobuf;
 pub use classification::classify_outputs;
 pub use extensions::{
     Durations, EXTENSIONS, IndexEntry, InferenceStatistics, ModelConfig, ModelStatistics,
-    StatisticsList,
+    NO_ISOLATION, StatisticsList,
 };
 pub use message::{
     Encoded, HEADER_LENGTH, InferRequest, InferResponse, OutputFormat, RequestedOutput,

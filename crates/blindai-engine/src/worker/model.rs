@@ -1,6 +1,5 @@
 //! A model in the engine that was chosen for it.
 
-use std::fs::File;
 #[cfg(feature = "tract")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,6 +11,7 @@ use super::onnx::Graph;
 use super::session;
 #[cfg(feature = "tract")]
 use super::tract;
+use super::work::Outputs;
 use crate::EngineKind;
 use crate::protocol::{Failure, Place, Run, Setup};
 
@@ -70,7 +70,7 @@ impl Model {
         &mut self,
         run: &Run,
         inputs: &[u8],
-        outputs: &File,
+        outputs: &dyn Outputs,
         stop: &Stop,
     ) -> Result<Vec<Place>, Failure> {
         match (self, stop) {

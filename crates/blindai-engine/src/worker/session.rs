@@ -1,7 +1,6 @@
 //! ONNX Runtime itself, and the only unsafe calls into it.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use blindai_core::{Code, DType, Dim, Error, Result, Signature, TensorSpec};
@@ -13,6 +12,7 @@ use ort::value::{DynTensorValueType, DynValue, Tensor, TensorElementType, Tensor
 use ort::{AsPointer as _, ep};
 
 use super::onnx::Graph;
+use super::work::Outputs;
 use super::writer::Writer;
 use crate::protocol::{Failure, Place, Run, Setup};
 
@@ -53,7 +53,7 @@ impl Model {
         &mut self,
         run: &'a Run,
         inputs: &'a [u8],
-        outputs: &File,
+        outputs: &dyn Outputs,
         options: &RunOptions,
     ) -> Result<Vec<Place>, Failure> {
         let specs = &self.signature.inputs;

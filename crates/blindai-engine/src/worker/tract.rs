@@ -8,7 +8,6 @@ mod nodes;
 mod signature;
 
 use std::cell::Cell;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,7 +25,9 @@ use tract_onnx::tract_core::plan;
 use tract_onnx::tract_hir::ops::source::Source;
 
 use super::onnx::Graph;
+use super::work::Outputs;
 use super::writer::Writer;
+use crate::MODEL_THREAD;
 use crate::protocol::{Failure, Place, Run, Setup};
 use nodes::Nodes;
 
@@ -64,7 +65,7 @@ impl Model {
         &mut self,
         run: &Run,
         inputs: &[u8],
-        outputs: &File,
+        outputs: &dyn Outputs,
         stop: &AtomicBool,
     ) -> Result<Vec<Place>, Failure> {
         let mut given: Vec<&Place> = run.inputs.iter().collect();
@@ -243,7 +244,7 @@ const MOST_PLANS: u64 = 16;
 fn options(threads: usize) -> RunOptions {
     let executor = match threads {
         0 | 1 => Executor::SingleThread,
-        threads => Executor::multithread(threads),
+        threads => Executor::multithread_with_name(threads, MODEL_THREAD),
     };
     RunOptions {
         executor: Some(executor),

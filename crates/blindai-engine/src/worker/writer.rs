@@ -1,8 +1,6 @@
 //! The shared memory as the engines see it.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-
+use super::work::Outputs;
 use crate::protocol::{ALIGNMENT, Failure, Place};
 
 impl Place {
@@ -16,16 +14,16 @@ impl Place {
 
 /// Puts outputs into the shared memory, one after the other.
 pub(super) struct Writer<'a> {
-    file: &'a File,
+    outputs: &'a dyn Outputs,
     limit: u64,
     offset: u64,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(file: &'a File, limit: u64) -> Self {
+    pub(super) fn new(outputs: &'a dyn Outputs, limit: u64) -> Self {
         let offset = 0;
         Self {
-            file,
+            outputs,
             limit,
             offset,
         }
@@ -42,7 +40,7 @@ impl<'a> Writer<'a> {
         if end.is_none_or(|end| end > self.limit) {
             return Err(Failure::OutputsTooLarge);
         }
-        let written = self.file.write_all_at(data, self.offset);
+        let written = self.outputs.put(self.offset, data);
         written.map_err(|_| Failure::Other)?;
         let place = Place {
             index,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blindai_core::{DType, EngineKind, NamedTensor, Result, Tensor};
 use blindai_engine::{
-    Caller, Engine, EngineOptions, LoadedModel, ModelFile, ModelWriter, WorkerCommand,
+    Caller, Engine, EngineOptions, Isolation, LoadedModel, ModelFile, ModelWriter, WorkerCommand,
 };
 
 /// Long enough for every run that is to succeed.
@@ -34,23 +34,73 @@ macro_rules! on_every_engine {
         mod onnxruntime {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() {
-                super::$test(super::EngineKind::OnnxRuntime).await;
+                super::$test(super::EngineKind::OnnxRuntime.into()).await;
             })*
         }
         #[cfg(feature = "tract")]
         mod tract {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() {
-                super::$test(super::EngineKind::Tract).await;
+                super::$test(super::EngineKind::Tract.into()).await;
             })*
         }
     };
 }
 
+/// As `on_every_engine`, also with workers that are threads of the test, where that applies.
+macro_rules! in_processes_and_threads {
+    (
+        everywhere: $($everywhere:ident),*;
+        where_a_node_can_be_interrupted: $($interrupting:ident),*;
+        in_processes: $($bounding:ident),*;
+    ) => {
+        on_every_engine!($($everywhere,)* $($interrupting,)* $($bounding,)*);
+        mod onnxruntime_in_a_thread {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $everywhere() {
+                super::$everywhere(super::On::thread(super::EngineKind::OnnxRuntime)).await;
+            })*
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $interrupting() {
+                super::$interrupting(super::On::thread(super::EngineKind::OnnxRuntime)).await;
+            })*
+        }
+        #[cfg(feature = "tract")]
+        mod tract_in_a_thread {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $everywhere() {
+                super::$everywhere(super::On::thread(super::EngineKind::Tract)).await;
+            })*
+        }
+    };
+}
+
+/// What runs a model, and as what.
+#[derive(Clone, Copy, Debug)]
+pub struct On {
+    pub kind: EngineKind,
+    pub isolation: Isolation,
+}
+
+impl On {
+    pub fn thread(kind: EngineKind) -> Self {
+        let isolation = Isolation::None;
+        Self { kind, isolation }
+    }
+}
+
+impl From<EngineKind> for On {
+    fn from(kind: EngineKind) -> Self {
+        let isolation = Isolation::default();
+        Self { kind, isolation }
+    }
+}
+
 /// Two compute threads everywhere, so that results and failures do not depend on the machine. For
 /// tract without the library, as an operator has it who wants no C++.
-pub fn options(on: EngineKind) -> EngineOptions {
-    let defaults = match on {
+pub fn options(on: impl Into<On>) -> EngineOptions {
+    let On { kind, isolation } = on.into();
+    let defaults = match kind {
         EngineKind::OnnxRuntime => EngineOptions::new(onnxruntime()),
         EngineKind::Tract => EngineOptions::tract(),
     };
@@ -60,6 +110,7 @@ pub fn options(on: EngineKind) -> EngineOptions {
             arguments: vec![],
         },
         threads: 2,
+        isolation,
         ..defaults
     }
 }
@@ -72,7 +123,8 @@ pub struct Slow {
 }
 
 impl Slow {
-    pub fn on(on: EngineKind) -> Self {
+    pub fn on(on: impl Into<On>) -> Self {
+        let on = on.into().kind;
         let model = match on {
             EngineKind::OnnxRuntime => "loop",
             EngineKind::Tract => "scan",
@@ -113,7 +165,7 @@ pub fn model_bytes(name: &str) -> Vec<u8> {
 }
 
 pub fn model_file(bytes: &[u8]) -> Arc<ModelFile> {
-    let mut writer = ModelWriter::new(1 << 30).unwrap();
+    let mut writer = ModelWriter::new(1 << 30, Isolation::default()).unwrap();
     writer.write(bytes).unwrap();
     Arc::new(writer.finish().unwrap())
 }
@@ -123,7 +175,7 @@ pub async fn load_with(options: EngineOptions, name: &str) -> LoadedModel {
     engine.load(model_file(&model_bytes(name))).await.unwrap()
 }
 
-pub async fn load(on: EngineKind, name: &str) -> LoadedModel {
+pub async fn load(on: impl Into<On>, name: &str) -> LoadedModel {
     load_with(options(on), name).await
 }
 

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use blindai_core::oip::{
-    self, EXTENSIONS, IndexEntry, InferRequest, InferResponse, ServerMetadata,
+    self, EXTENSIONS, IndexEntry, InferRequest, InferResponse, NO_ISOLATION, ServerMetadata,
 };
 use blindai_core::{Code, Digest, Error, Result};
+use blindai_engine::Isolation;
 
 use super::{busy, receipt};
 use crate::access::Principal;
@@ -42,12 +43,17 @@ pub fn size(response: &InferResponse) -> usize {
     outputs.map(|output| output.tensor.data().len()).sum()
 }
 
-/// What the server says of itself.
-pub fn server() -> ServerMetadata {
+/// What the server says of itself: also that models run in its own process, where they do.
+pub fn server(service: &Service) -> ServerMetadata {
+    let shared = (service.isolation() == Isolation::None).then_some(NO_ISOLATION);
     ServerMetadata {
         name: "blindai".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        extensions: EXTENSIONS.map(str::to_owned).into(),
+        extensions: EXTENSIONS
+            .into_iter()
+            .chain(shared)
+            .map(str::to_owned)
+            .collect(),
     }
 }
 

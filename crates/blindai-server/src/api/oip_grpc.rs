@@ -49,7 +49,7 @@ async fn server_ready(call: Call) -> Response {
 }
 
 async fn server_metadata(call: Call) -> Response {
-    call.tell_anybody(|_, _| Ok(oip::server().to_protobuf()))
+    call.tell_anybody(|service, _| Ok(oip::server(service).to_protobuf()))
         .await
 }
 

@@ -54,8 +54,8 @@ struct Id {
     version: Option<String>,
 }
 
-async fn server() -> Json<ServerMetadata> {
-    Json(oip::server())
+async fn server(State(service): State<Arc<Service>>) -> Json<ServerMetadata> {
+    Json(oip::server(&service))
 }
 
 async fn model(

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blindai_core::{Digest, EngineKind, Error, ModelName, ModelVersion};
-use blindai_engine::{Batching, ModelOptions};
+use blindai_engine::{Batching, Isolation, ModelOptions};
 use blindai_store::{Credentials, ObjectLocation};
 use serde::Serialize;
 
@@ -122,6 +122,14 @@ impl Config {
         own.fold(self.engine.workers, usize::max)
     }
 
+    /// The most processes that a model may take.
+    pub fn most_processes(&self) -> usize {
+        match self.engine.isolation {
+            Isolation::None => 0,
+            _ => self.most_workers(),
+        }
+    }
+
     pub(super) fn contradictory_models(&self) -> Vec<String> {
         let mut errors = Vec::new();
         for (number, model) in self.models.iter().enumerate() {
@@ -218,6 +226,10 @@ mod tests {
         assert!(!third.batching.unwrap().across_callers);
         assert!(config.uses(EngineKind::Tract) && config.uses(EngineKind::OnnxRuntime));
         assert_eq!(config.most_workers(), 2);
+        assert_eq!(config.most_processes(), 2);
+        let mut threads = config.clone();
+        threads.engine.isolation = Isolation::None;
+        assert_eq!(threads.most_processes(), 0);
     }
 
     #[test]
