@@ -1,6 +1,7 @@
 //! A BlindAI server that proved itself, asked over gRPC: a connection of HTTP/2 for each caller.
 
 use std::cell::RefCell;
+use std::fmt::Display;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,11 +10,10 @@ use blindai_core::NamedTensor;
 use blindai_core::oip::grpc::{ModelId, encode_infer_request};
 use blindai_core::pins::MODELS;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http2::{self, SendRequest};
+use h2::RecvStream;
+use h2::client::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use hyper::{Method, Request, Uri, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use percent_encoding::percent_decode_str;
 
 use super::peer::{MOST_BYTES, PeerError};
@@ -22,10 +22,11 @@ use super::target::Target;
 /// A server, a request, and the connections that are free.
 pub struct Grpc {
     connector: Connector,
-    request: Request<Full<Bytes>>,
+    head: Request<()>,
+    message: Bytes,
     timeout: Duration,
     alone: bool,
-    idle: RefCell<Vec<SendRequest<Full<Bytes>>>>,
+    idle: RefCell<Vec<SendRequest<Bytes>>>,
 }
 
 impl Grpc {
@@ -40,11 +41,11 @@ impl Grpc {
     ) -> Result<Self> {
         let authority = connector.address();
         let uri = Uri::try_from(format!("https://{authority}{METHOD}"))?;
-        let mut request = Request::new(Full::new(framed(&encode_infer_request(model, inputs))));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
-        *request.version_mut() = Version::HTTP_2;
-        let headers = request.headers_mut();
+        let mut head = Request::new(());
+        *head.method_mut() = Method::POST;
+        *head.uri_mut() = uri;
+        *head.version_mut() = Version::HTTP_2;
+        let headers = head.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         if let Some(models) = connector.models() {
             headers.insert(MODELS, models);
@@ -52,7 +53,8 @@ impl Grpc {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         Ok(Self {
             connector,
-            request,
+            head,
+            message: framed(&encode_infer_request(model, inputs)),
             timeout,
             alone,
             idle: RefCell::default(),
@@ -61,27 +63,34 @@ impl Grpc {
 
     async fn exchange(&self) -> Result<()> {
         let idle = self.idle.borrow_mut().pop();
-        let mut sender = match idle {
+        let sender = match idle {
             Some(sender) => sender,
             // In a box, or each request would carry the room that a connection takes.
             None => Box::pin(self.connect()).await?,
         };
-        let lost = |error| PeerError::connection("connection-lost", error);
-        sender.ready().await.map_err(lost)?;
-        let answer = sender.send_request(self.request.clone()).await;
-        let (head, body) = answer.map_err(lost)?.into_parts();
-        let body = Limited::new(body, MOST_BYTES).collect().await;
-        let body = body.map_err(|error| PeerError::connection("response-invalid", error))?;
+        let mut sender = sender.ready().await.map_err(lost)?;
+        let (answer, mut body) = sender
+            .send_request(self.head.clone(), false)
+            .map_err(lost)?;
+        // The connection has written nothing yet, so head and message go out together, as from the
+        // clients of gRPC. One that waits for its stream to be open sends two records, and the server
+        // wakes up twice.
+        body.send_data(self.message.clone(), true).map_err(lost)?;
+        let (head, body) = answer.await.map_err(lost)?.into_parts();
+        let trailers = finish(body).await?;
         self.idle.borrow_mut().push(sender);
         // An answer of nothing but trailers has its status among the headers.
-        check(body.trailers().unwrap_or(&head.headers))
+        check(trailers.as_ref().unwrap_or(&head.headers))
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
+    async fn connect(&self) -> Result<SendRequest<Bytes>> {
         let connection = self.connector.open(Protocol::Http2).await?;
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(connection)).await;
-        let (sender, driver) =
-            handshake.map_err(|error| PeerError::connection("connection-lost", error))?;
+        let mut builder = client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES);
+        let (sender, driver) = builder.handshake(connection).await.map_err(lost)?;
         // The exchange that it breaks hears of the error too.
         tokio::spawn(async move { drop(driver.await) });
         Ok(sender)
@@ -97,6 +106,28 @@ impl Target for Grpc {
         };
         done.map_err(|_| PeerError::connection("request-timeout", "no answer in time"))?
     }
+}
+
+/// Reads an answer to its end, and gives its trailers.
+async fn finish(mut body: RecvStream) -> Result<Option<HeaderMap>, PeerError> {
+    let mut left = MOST_BYTES;
+    while let Some(piece) = body.data().await {
+        let length = piece.map_err(invalid)?.len();
+        left = left
+            .checked_sub(length)
+            .ok_or_else(|| invalid(format_args!("it has more than {MOST_BYTES} bytes")))?;
+        let flow = body.flow_control();
+        flow.release_capacity(length).map_err(invalid)?;
+    }
+    body.trailers().await.map_err(invalid)
+}
+
+fn lost(error: h2::Error) -> PeerError {
+    PeerError::connection("connection-lost", error)
+}
+
+fn invalid(error: impl Display) -> PeerError {
+    PeerError::connection("response-invalid", error)
 }
 
 fn check(trailers: &HeaderMap) -> Result<()> {
@@ -126,4 +157,6 @@ fn framed(message: &[u8]) -> Bytes {
     framed.freeze()
 }
 
+/// Bytes that the server may send ahead of what is read.
+const WINDOW_BYTES: u32 = 4 << 20;
 const METHOD: &str = "/inference.GRPCInferenceService/ModelInfer";
