@@ -44,15 +44,21 @@ build() {
             BLINDAI_COMMIT="${BLINDAI_COMMIT:-$(commit)}" \
             cargo build --quiet --release --locked -p "$package"
     )
+    if [ "$package" = blindai-cli ]; then
+        # Names of symbols end in digests that differ from folder to folder where the code does not, and
+        # the linker's own digest covers the names.
+        objcopy --strip-all --remove-section=.note.gnu.build-id \
+            "$source/target/reproduce/release/blindai" "$(product "$source" "$package")"
+    fi
 }
 
 product() {
-    local folder=$1/target/reproduce/release package=$2
+    local folder=$1/target/reproduce package=$2
     case $package in
         blindai-cli) printf '%s' "$folder/blindai" ;;
         # Also of one that is not ours: then it stands among the dependencies. Here one of an older
         # commit may stand there, too.
-        *) find "$folder/deps" -name "lib${package//-/_}-*.rlib" -printf '%T@ %p\n' |
+        *) find "$folder/release/deps" -name "lib${package//-/_}-*.rlib" -printf '%T@ %p\n' |
             sort -n | tail -n 1 | cut -d ' ' -f 2- ;;
     esac
 }
