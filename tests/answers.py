@@ -128,8 +128,8 @@ def heard() -> np.ndarray:
 
 
 def finds_a_voice(_given: Tensors, got: Tensors) -> str:
-    assert got["output"][0, 0] > 0.9, got["output"]
-    return "hears a voice, by more than 0.9"
+    assert got["output"][0, 0] > 0.5, got["output"]
+    return "takes a voice for one, by more than 0.5"
 
 
 # Text and bytes
@@ -283,12 +283,12 @@ def reads(found: str, expected: str) -> str:
     return f"reads “{expected.strip()}”"
 
 
-LINES = 9
+LINES = 7
 SENTENCES = (
     "A man is eating food.",
     "A man is eating a piece of bread.",
     "A monkey plays drums.",
-    "The train to the coast leaves in the early morning.",
+    "The train to the coast leaves in the morning.",
     "One.",
 )
 
