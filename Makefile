@@ -5,8 +5,9 @@
 #   make test    every test: Rust, Python, end to end
 #   make soak    attacks and faults at full length: minutes, not seconds
 #   make lint    formatting, lints, licences
-#   make bench   the speed of a request against the same model in process; PEERS=1 measures other
-#                servers too, which takes minutes to install
+#   make bench   the speed of a request against the same model in process, and docs/models.md, which
+#                says it of every test model; PEERS=1 measures other servers too, which takes minutes
+#                to install
 #   make bench-verify   how long a verdict on evidence takes, and a receipt
 #   make bench-store    what sealing and loading a model costs, beside reading and digesting it
 #   make book    the documentation as a site, in .cache/book/site; compiling mdBook takes minutes the
@@ -73,7 +74,7 @@ lint: setup
 
 bench: build
 	$(MAKE) --no-print-directory python PROFILE=release
-	$(PYTHON) tools/models.py build wav2vec2_hello_world resnet50 mobilenet_v2 minilm_l6_v2_sentence_embedding
+	$(PYTHON) tools/models.py build
 	$(PYTHON) -m tools.bench $(if $(PEERS),--peers)
 
 bench-verify:

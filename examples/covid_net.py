@@ -11,6 +11,8 @@ owner uploads it, and neither he nor the owner of the pictures shows anything to
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from connection import connect, options
@@ -25,24 +27,38 @@ FEATURES = 256
 
 def main() -> None:
     arguments = options(__doc__).parse_args()
-    pictures, digits = load_digits(return_X_y=True)
-    pictures = (pictures.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
-    train, test, train_digits, test_digits = train_test_split(
-        pictures, digits, test_size=200, random_state=0
-    )
+    test, answers = unseen()
 
     with connect(arguments) as client:
         client.models.upload(network().SerializeToString(), name="covid-net-features")
-        known = client.infer("covid-net-features", {"pictures": train})["features"]
-        head = RidgeClassifier().fit(known, train_digits)
+        head = train(lambda given: client.infer("covid-net-features", given))
         client.models.upload(network(head).SerializeToString(), name="covid-net")
         scores = client.infer("covid-net", {"pictures": test})["scores"]
         client.models.delete("covid-net-features")
         client.models.delete("covid-net")
 
-    right = (scores.argmax(axis=1) == test_digits).sum()
-    print(f"the first picture shows a {scores[0].argmax()}, and it is a {test_digits[0]}")
+    right = (scores.argmax(axis=1) == answers).sum()
+    print(f"the first picture shows a {scores[0].argmax()}, and it is a {answers[0]}")
     print(f"{right} of {len(test)} pictures that it never saw are told rightly")
+
+
+def train(features: Callable[[dict], dict]) -> RidgeClassifier:
+    """The last layer, by what the rest of the network makes of the pictures."""
+    pictures, _, digits, _ = halves()
+    return RidgeClassifier().fit(features({"pictures": pictures})["features"], digits)
+
+
+def unseen() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures that are not trained on, f32 [200, 1, 8, 8], and their digits."""
+    _, pictures, _, digits = halves()
+    return pictures, digits
+
+
+def halves() -> list[np.ndarray]:
+    """Pictures to train on and to test with, then the digits that they show."""
+    pictures, digits = load_digits(return_X_y=True)
+    pictures = (pictures.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    return train_test_split(pictures, digits, test_size=200, random_state=0)
 
 
 def network(head: RidgeClassifier | None = None) -> onnx.ModelProto:

@@ -10,12 +10,13 @@ scikit-learn judges them as well, to compare.
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from connection import connect, options
 from skl2onnx import to_onnx
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
@@ -30,13 +31,10 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--method", choices=METHODS, default="isolation-forest")
     arguments = parser.parse_args()
-    measured, benign = load_breast_cancer(return_X_y=True)
-    measured, benign = measured.astype(np.float32), benign.astype(bool)
-    known, fresh = np.split(measured[benign], [250])
-    asked = np.concatenate([fresh, measured[~benign]])
-
-    trained = make_pipeline(StandardScaler(), METHODS[arguments.method]()).fit(known)
-    model = to_onnx(trained, known[:1], target_opset={"": 17, "ai.onnx.ml": 3})
+    known, benign, malignant = measurements()
+    trained = train(arguments.method, known)
+    model = export(trained, known)
+    asked = np.concatenate([benign, malignant])
 
     with connect(arguments) as client:
         client.models.upload(model.SerializeToString(), name="anomalies")
@@ -44,10 +42,26 @@ def main() -> None:
         client.models.delete("anomalies")
 
     flagged = outputs["label"].ravel() == -1
-    print(f"flagged {flagged[: len(fresh)].sum()} of {len(fresh)} benign")
-    print(f"flagged {flagged[len(fresh) :].sum()} of {len(asked) - len(fresh)} malignant")
+    print(f"flagged {flagged[: len(benign)].sum()} of {len(benign)} benign")
+    print(f"flagged {flagged[len(benign) :].sum()} of {len(malignant)} malignant")
     agree = (flagged == (trained.predict(asked) == -1)).mean()
     print(f"scikit-learn says the same of {agree:.1%}")
+
+
+def measurements() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a model learns from, then benign and malignant tumours for it to judge: f32 [n, 30]."""
+    measured, benign = load_breast_cancer(return_X_y=True)
+    measured, benign = measured.astype(np.float32), benign.astype(bool)
+    known, fresh = np.split(measured[benign], [250])
+    return known, fresh, measured[~benign]
+
+
+def train(method: str, known: np.ndarray) -> Pipeline:
+    return make_pipeline(StandardScaler(), METHODS[method]()).fit(known)
+
+
+def export(trained: Pipeline, known: np.ndarray) -> onnx.ModelProto:
+    return to_onnx(trained, known[:1], target_opset={"": 17, "ai.onnx.ml": 3})
 
 
 if __name__ == "__main__":

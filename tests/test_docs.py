@@ -18,7 +18,7 @@ import yaml
 from support import ROOT, Answer, Http, Server, binary
 
 import blindai
-from tools import book, openapi, python_reference
+from tools import book, models, models_page, openapi, python_reference
 
 # Not in target/, which is large, and not in hidden folders, which are not ours.
 FOLDERS = [each for each in ROOT.iterdir() if each.is_dir() and each.name[0] != "."]
@@ -217,6 +217,22 @@ def test_the_python_reference_is_that_of_the_package() -> None:
     assert page == python_reference.page(), "python tools/python_reference.py"
     sections = set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
     assert sections == set(blindai.__all__) - {"__version__", "aio"}
+
+
+# The models
+
+
+def test_the_page_of_models_has_every_model() -> None:
+    """What was measured is of its day; what is known without measuring must be as it is now."""
+    rows = re.findall(r"^\| (`\w+` .*) \|$", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
+    cells = [row.split(" | ") for row in rows]
+    known = [[*models_page.origin(name), models_page.size(of)] for name, of in sizes().items()]
+    assert [[*row[:4], row[5]] for row in cells] == known, "make bench"
+    assert {len(row) for row in cells} == {len(models_page.COLUMNS)}
+
+
+def sizes() -> dict[str, int]:
+    return {name: models.build(name).stat().st_size for name in models.MODELS}
 
 
 # Code

