@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the build and the tests need beside Rust and Python: a C compiler, a virtual
 # environment with pinned packages, and the ONNX Runtime library. Does nothing, quickly, when all is
-# there. `setup.sh test` installs what the tests need besides: verifiers that are not ours, from npm.
+# there. `setup.sh test` installs what the tests need besides: verifiers that are not ours, from npm,
+# and the clients of KServe.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +13,10 @@ main() {
     python
     virtual_environment
     .cache/venv/bin/python tools/onnxruntime.py
-    if [ "$goal" = test ]; then node_packages; fi
+    if [ "$goal" = test ]; then
+        node_packages
+        kserve_client
+    fi
 }
 
 fail() {
@@ -67,6 +71,16 @@ node_packages() {
     cp $pinned/package*.json $modules
     (cd $modules && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
     cp $pinned/package-lock.json $modules/.installed
+}
+
+# In an environment of its own: its packages do not agree with those of the tests.
+kserve_client() {
+    local pinned=tools/requirements-kserve-client.txt venv=.cache/kserve-client
+    cmp -s $pinned $venv/.requirements && return
+    python3 -m venv --clear $venv
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+        --only-binary :all: -r $pinned
+    cp $pinned $venv/.requirements
 }
 
 main "$@"
