@@ -41,7 +41,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 import blindai
-from tools import models, models_page, peers
+from tools import bare_tls, models, models_page, peers
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -105,7 +105,8 @@ def main() -> None:
         try:
             rows += bench_upload(address, server.pid)
             of_models = bench_models(address, server.pid)
-            rows += [*of_models, bench_nothing(address, folder), bench_connect(address)]
+            rows += [*of_models, bench_bare_tls(folder)]
+            rows += [bench_nothing(address, folder), bench_connect(address)]
             rows += bench_identity(address, folder)
             rows += bench_load(address, folder, "--peers" in sys.argv)
         finally:
@@ -154,6 +155,20 @@ def bench_test_model(client: blindai.Client, name: str, pid: int) -> dict:
         "apart": answers.distance(got, want),
         "floats": any(array.dtype.kind == "f" for array in want.values()),
     }
+
+
+def bench_bare_tls(folder: Path) -> dict:
+    """What a request pays that has nothing but TLS around it, where it pays most: a large input of
+    a fast model."""
+    path = models.build("mobilenet_v2")
+    session = in_process(path)
+    inputs = answers.CASES["mobilenet_v2"].given()
+    (tensor,) = inputs.values()
+    pair = peers.write_certificate(folder)
+    with bare_tls.serving(path, THREADS, tensor, pair) as call:
+        bare, baseline, ratio = compare(call, lambda: session.run(None, inputs), PRECISE_BLOCKS)
+        np.testing.assert_allclose(call(), session.run(None, inputs)[0], rtol=1e-3, atol=1e-3)
+    return row("bare TLS socket, mobilenet_v2", bare, baseline, ratio)
 
 
 def bench_nothing(address: str, folder: Path) -> dict:
