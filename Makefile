@@ -61,6 +61,8 @@ soak: build
 	$(MAKE) --no-print-directory python PROFILE=release
 	BLINDAI_BIN=target/release/blindai BLINDAI_SOAK=1 BLINDAI_FAULT_SECONDS=60 \
 		$(PYTHON) -m pytest tests/test_overload.py tests/test_faults.py tests/test_hostile_models.py tests/test_store.py
+	@tools/setup.sh azurite
+	cargo test --locked -p blindai-store --features cloud --test conformance azure -- --ignored
 
 lint: setup
 	cargo fmt --all --check

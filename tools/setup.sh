@@ -2,7 +2,8 @@
 # Installs what the build and the tests need beside Rust and Python: a C compiler, a virtual
 # environment with pinned packages, and the ONNX Runtime library. Does nothing, quickly, when all is
 # there. `setup.sh test` installs what the tests need besides: verifiers that are not ours, from npm,
-# and the clients of KServe.
+# and the clients of KServe. `setup.sh azurite` installs Microsoft's emulation of Azure's storage, which
+# is larger than all of that, for `make soak`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,6 +18,7 @@ main() {
         node_packages
         kserve_client
     fi
+    if [ "$goal" = azurite ]; then azurite; fi
 }
 
 fail() {
@@ -29,7 +31,7 @@ debian_packages() {
     local missing=()
     command -v cc >/dev/null || missing+=(build-essential)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
-    [ "$goal" != test ] || { command -v node && command -v npm; } >/dev/null || missing+=(nodejs npm)
+    [ "$goal" = build ] || { command -v node && command -v npm; } >/dev/null || missing+=(nodejs npm)
     # Emulated devices are file systems in user space; root mounts them without help.
     [ "$(id -u)" = 0 ] || command -v fusermount3 >/dev/null || missing+=(fuse3)
     [ ${#missing[@]} -eq 0 ] && return
@@ -71,6 +73,14 @@ node_packages() {
     cp $pinned/package*.json $modules
     (cd $modules && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
     cp $pinned/package-lock.json $modules/.installed
+}
+
+azurite() {
+    local folder=.cache/azurite wanted=azurite@3.37.0
+    [ "$(cat $folder/.installed 2>/dev/null)" = $wanted ] && return
+    rm -rf $folder
+    npm install --prefix $folder --ignore-scripts --no-audit --no-fund --loglevel=error $wanted
+    echo $wanted > $folder/.installed
 }
 
 # In an environment of its own: its packages do not agree with those of the tests.

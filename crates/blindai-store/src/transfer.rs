@@ -298,9 +298,13 @@ impl Source {
                     return Ok(None);
                 };
                 bytes.resize(as_usize(place.clone()).len(), 0);
-                let read = file.read_exact_at(&mut bytes, place.start);
-                read.map(|()| Some(bytes))
-                    .map_err(|error| unread_file(&error))
+                // Small reads, so that the system's reading ahead stays ahead of them.
+                let places = place.step_by(READ_BYTES);
+                for (piece, start) in bytes.chunks_mut(READ_BYTES).zip(places) {
+                    let read = file.read_exact_at(piece, start);
+                    read.map_err(|error| unread_file(&error))?;
+                }
+                Ok(Some(bytes))
             }
         }
     }

@@ -38,6 +38,15 @@ macro_rules! on_every_backend {
                 super::$case(super::support::s3::bucket(stringify!($case))).await;
             })*
         }
+
+        #[cfg(feature = "cloud")]
+        mod azure {
+            $(#[tokio::test(flavor = "multi_thread")]
+            #[ignore = "make soak, which installs Azurite"]
+            async fn $case() {
+                super::$case(super::support::azure::container(stringify!($case))).await;
+            })*
+        }
     };
 }
 

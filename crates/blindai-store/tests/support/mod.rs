@@ -1,5 +1,6 @@
 #![allow(dead_code, unused_imports, reason = "each test takes what it needs")]
 
+pub mod azure;
 mod faulty;
 pub mod s3;
 
