@@ -39,7 +39,10 @@ fn make(url: &str) {
     let credential = AzureCredential::AccessKey(AzureAccessKey::try_new(KEY).unwrap());
     let authorizer = AzureAuthorizer::new(&credential, ACCOUNT);
     authorizer.try_authorize(&mut request).unwrap();
-    let mut head = format!("PUT {} HTTP/1.1\r\n", request.uri().path_and_query().unwrap());
+    let mut head = format!(
+        "PUT {} HTTP/1.1\r\n",
+        request.uri().path_and_query().unwrap()
+    );
     for (name, value) in request.headers() {
         head += &format!("{name}: {}\r\n", value.to_str().unwrap());
     }
