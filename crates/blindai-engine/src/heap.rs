@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::memory::KEPT_BYTES;
+
 /// Bytes of this process, from nothing up to a limit. Each holder sees the same.
 ///
 /// Lane and worker use it in turns, as the protocol has it, so nobody ever waits for the lock.
@@ -91,9 +93,6 @@ impl Bytes {
         Ok(bytemuck::cast_slice_mut(&mut self.elements))
     }
 }
-
-/// Kept for the next request rather than given back.
-const KEPT_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

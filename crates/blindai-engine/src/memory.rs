@@ -170,8 +170,8 @@ impl AsFd for Region {
     }
 }
 
-/// Pages kept for the next request rather than given back.
-const KEPT_BYTES: u64 = 1 << 20;
+/// Kept for the next request rather than given back.
+pub(crate) const KEPT_BYTES: u64 = 1 << 20;
 const PAGE_BYTES: u64 = 4096;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 

@@ -354,13 +354,17 @@ async fn a_dropped_future_cancels(on: On) {
     assert_eq!(run(&model, slow.quick(1)).await.unwrap(), slow.answer(1));
 }
 
-async fn memory_is_limited(on: On) {
+fn with_little_memory(on: On) -> Engine {
     let options = EngineOptions {
         memory_bytes: 64 << 20,
         output_bytes: 1 << 20,
         ..options(on)
     };
-    let engine = Engine::new(options).unwrap();
+    Engine::new(options).unwrap()
+}
+
+async fn memory_is_limited(on: On) {
+    let engine = with_little_memory(on);
     let inside = engine
         .load(model_file(&model_bytes("outer")))
         .await
@@ -375,12 +379,7 @@ async fn memory_is_limited(on: On) {
 }
 
 async fn outputs_are_limited(on: On) {
-    let options = EngineOptions {
-        memory_bytes: 64 << 20,
-        output_bytes: 1 << 20,
-        ..options(on)
-    };
-    let engine = Engine::new(options).unwrap();
+    let engine = with_little_memory(on);
     let square = |side: usize| vec![f32s("x", &[side], &vec![0.0; side])];
     let outside = engine.load(model_file(&model_bytes("outer_out"))).await;
     let outside = outside.unwrap();
@@ -392,12 +391,7 @@ async fn outputs_are_limited(on: On) {
 }
 
 async fn memory_is_limited_where_the_request_says_how_much(on: On) {
-    let options = EngineOptions {
-        memory_bytes: 64 << 20,
-        output_bytes: 1 << 20,
-        ..options(on)
-    };
-    let engine = Engine::new(options).unwrap();
+    let engine = with_little_memory(on);
     let inside = engine.load(model_file(&model_bytes("fill"))).await;
     if on.kind == EngineKind::Tract {
         // Sizes that a request computes are beyond it.
