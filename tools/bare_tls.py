@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+
+from tools.peers.serving import session as load
 
 
 @contextlib.contextmanager
@@ -50,9 +51,7 @@ def serving(
 def serve(
     path: Path, threads: int, shape: tuple[int, ...], pair: tuple[Path, Path], ready: Connection
 ) -> None:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options)
+    session = load(path, threads)
     name, tensor = session.get_inputs()[0].name, np.zeros(shape, np.float32)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
