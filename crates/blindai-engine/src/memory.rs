@@ -60,9 +60,11 @@ pub(crate) fn memory_file(name: &str) -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create(name, flags)?))
 }
 
-/// Makes the file immutable for everybody, for ever.
+/// Makes a file that nobody has mapped immutable for everybody, for ever.
 pub(crate) fn seal(file: File) -> io::Result<OwnedFd> {
-    let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    // Not `WRITE`, which forbids the same to a file without mappings, but fails while the system itself
+    // holds on to any page: when it compacts memory, for instance, for as long as that takes.
+    let all = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, all)?;
     Ok(file.into())
 }
@@ -240,5 +242,22 @@ mod tests {
         let sealed = File::from(seal(file).unwrap());
         assert!(sealed.write_all_at(b"other", 0).is_err());
         assert!(sealed.set_len(0).is_err());
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(&sealed, punch, 0, 5).is_err());
+        assert!(MmapOptions::new().map_raw(&sealed).is_err());
+        assert!(rustix::fs::fcntl_add_seals(&sealed, SealFlags::empty()).is_err());
+    }
+
+    #[test]
+    fn a_file_is_sealed_while_the_system_holds_a_page() {
+        let file = memory_file("test").unwrap();
+        file.write_all_at(b"model", 0).unwrap();
+        let (_reading, writing) = rustix::pipe::pipe().unwrap();
+        let none = rustix::pipe::SpliceFlags::empty();
+        let held = rustix::pipe::splice(&file, Some(&mut 0), &writing, None, 5, none);
+        assert_eq!(held.unwrap(), 5);
+        assert!(rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).is_err());
+        let sealed = File::from(seal(file).unwrap());
+        assert!(sealed.write_all_at(b"other", 0).is_err());
     }
 }
