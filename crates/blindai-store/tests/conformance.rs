@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blindai_core::{Code, Digest};
 use blindai_store::{Folder, Location, Options, Store};
 use object_store::memory::InMemory;
+use object_store::{ObjectStoreExt as _, PutMode};
 use serde_json::json;
 use support::{
     Backend, contents, key, manifests, model, named, names, objects, open, put, read, try_open,
@@ -35,7 +36,15 @@ macro_rules! on_every_backend {
         mod s3 {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$case(super::support::s3::bucket(stringify!($case))).await;
+                super::$case(super::support::moto::s3(stringify!($case))).await;
+            })*
+        }
+
+        #[cfg(feature = "cloud")]
+        mod gcs {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::support::moto::gcs(stringify!($case))).await;
             })*
         }
 
@@ -59,6 +68,7 @@ on_every_backend! {
     records_change
     the_server_that_opened_last_has_the_store
     one_of_many_that_open_at_once_has_the_store
+    what_is_there_is_not_created_again
     changes_at_once_are_all_kept
     neither_contents_nor_records_nor_digests_are_in_the_open
     leftovers_are_swept_and_foreign_files_are_not
@@ -235,6 +245,21 @@ async fn one_of_many_that_open_at_once_has_the_store(backend: Backend) {
         "not one, but {acknowledged:?} had the store"
     );
     assert_eq!(names(&open(&backend).await), acknowledged);
+}
+
+/// On which it rests that one server has the store.
+async fn what_is_there_is_not_created_again(backend: Backend) {
+    let path = object_store::path::Path::from("manifest-1");
+    let create =
+        |bytes: &'static str| backend.put_opts(&path, bytes.into(), PutMode::Create.into());
+    create("first").await.unwrap();
+    let refused = create("second").await.unwrap_err();
+    assert!(
+        matches!(refused, object_store::Error::AlreadyExists { .. }),
+        "{refused}"
+    );
+    let found = backend.get(&path).await.unwrap().bytes().await.unwrap();
+    assert_eq!(found, "first");
 }
 
 async fn changes_at_once_are_all_kept(backend: Backend) {

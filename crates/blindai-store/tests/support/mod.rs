@@ -2,7 +2,7 @@
 
 pub mod azure;
 mod faulty;
-pub mod s3;
+pub mod moto;
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Buckets of a server that speaks S3: moto, which `tools/setup.sh test` installs.
+//! Buckets of a server that speaks S3 and, translated, Google's protocol: moto, which
+//! `tools/setup.sh test` installs.
 #![cfg(feature = "cloud")]
 
 use std::io::{Read as _, Write as _};
@@ -7,23 +8,48 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use object_store::ClientOptions;
 use object_store::aws::AmazonS3Builder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::Backend;
 
-/// A new bucket.
-pub fn bucket(name: &str) -> Backend {
-    let name = name.replace('_', "-");
-    let address = &SERVER.address;
-    request(address, &format!("PUT /{name}")).expect("moto makes a bucket");
+/// A new bucket of Amazon's.
+pub fn s3(name: &str) -> Backend {
+    let name = format!("s3-{}", name.replace('_', "-"));
+    make(&name);
     let backend = AmazonS3Builder::new()
-        .with_endpoint(format!("http://{address}"))
+        .with_endpoint(format!("http://{}", SERVER.address))
         .with_allow_http(true)
         .with_region("us-east-1")
         .with_bucket_name(name)
         .with_access_key_id("test")
         .with_secret_access_key("test");
     Arc::new(backend.build().unwrap())
+}
+
+/// A new bucket of Google's.
+pub fn gcs(name: &str) -> Backend {
+    // Google's client escapes hyphens, which moto does not understand in a bucket's name.
+    let name = format!("gcs{}", name.replace('_', ""));
+    make(&name);
+    let account = serde_json::json!({
+        "gcs_base_url": format!("http://{}", SERVER.address),
+        "disable_oauth": true,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    });
+    let backend = GoogleCloudStorageBuilder::new()
+        .with_service_account_key(account.to_string())
+        .with_client_options(ClientOptions::new().with_allow_http(true))
+        .with_bucket_name(name);
+    Arc::new(backend.build().unwrap())
+}
+
+fn make(name: &str) {
+    let made = request(&SERVER.address, &format!("PUT /{name}"));
+    made.expect("moto makes a bucket");
 }
 
 struct Server {
@@ -39,13 +65,9 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         .unwrap()
         .port();
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    let program = "import sys, threading, os\n\
-        from moto.server import main\n\
-        end = lambda: (sys.stdin.read(), os._exit(0))\n\
-        threading.Thread(target=end, daemon=True).start()\n\
-        main(['-H', '127.0.0.1', '-p', sys.argv[1]])";
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/moto_server.py");
     let process = Command::new(format!("{root}/.cache/venv/bin/python"))
-        .args(["-c", program, &port.to_string()])
+        .args([program, &port.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
