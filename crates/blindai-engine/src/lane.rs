@@ -52,6 +52,17 @@ pub(crate) struct Lane {
     worker: Option<Worker>,
     /// Why there is no worker; told once, then the next request tries again.
     failure: Option<Error>,
+    soon: Soon,
+}
+
+/// Who is about to be there: whoever was just answered asks again, if he asks one thing after the other,
+/// and whoever waited meanwhile.
+#[derive(Default)]
+struct Soon {
+    caller: Caller,
+    requests: usize,
+    /// How long that may take.
+    within: Duration,
 }
 
 impl Lane {
@@ -79,6 +90,7 @@ impl Lane {
             number,
             worker: Some(worker),
             failure: None,
+            soon: Soon::default(),
         }
     }
 
@@ -87,22 +99,30 @@ impl Lane {
         loop {
             let first = self.shared.queue.next().await;
             let jobs = self.gather(first).await;
-            let running = jobs.len();
+            let (running, caller, started) = (jobs.len(), jobs[0].caller, Instant::now());
             self.shared.running.fetch_add(running, Ordering::Relaxed);
             self.answer(jobs).await;
             self.shared.running.fetch_sub(running, Ordering::Relaxed);
+            self.soon = Soon {
+                caller,
+                requests: running + self.shared.queue.len(),
+                within: (started.elapsed() / 32).min(LONGEST_MOMENT),
+            };
             self.prepare().await;
             self.shared.queue.finished();
         }
     }
 
-    /// Adds what fits to a request, as long as it may wait.
+    /// Adds what fits to a request, as long as it may wait, and for a moment who is about to be there:
+    /// otherwise the first to ask again would be computed alone.
     async fn gather(&self, first: Job) -> Vec<Job> {
         let queue = &self.shared.queue;
         let (Some(policy), Some(rows)) = (&self.shared.options.batching, first.rows) else {
             return vec![first];
         };
-        let until = first.arrived + policy.max_delay;
+        let allowed = first.arrived + policy.max_delay;
+        let soon = Instant::now() + self.soon.within;
+        let together = policy.across_callers || first.caller == self.soon.caller;
         let mut group = Group::new(first, rows);
         loop {
             while let Some(job) =
@@ -110,6 +130,9 @@ impl Lane {
             {
                 group.add(job);
             }
+            // Whoever is in the queue now does not fit, and is not to wait for those who may come.
+            let expected = together && group.jobs.len() < self.soon.requests && queue.len() == 0;
+            let until = if expected { allowed.max(soon) } else { allowed };
             if group.rows >= policy.max_rows || Instant::now() >= until {
                 queue.pass_on();
                 return group.jobs;
@@ -521,6 +544,9 @@ fn made_up(spec: &TensorSpec) -> Option<NamedTensor> {
         .map(|tensor| NamedTensor::new(&*spec.name, tensor))
 }
 
+/// How long who may come is waited for at most, and a thirty-second of what was computed last: when nobody
+/// comes, no more than that is lost.
+const LONGEST_MOMENT: Duration = Duration::from_millis(10);
 /// Up to here wiping is done before the answer goes out; it costs less than handing it over.
 const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 /// What a model may be warmed up with, and how long.

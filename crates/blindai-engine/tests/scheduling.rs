@@ -137,6 +137,38 @@ async fn who_leaves_does_not_keep_the_others_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_again_is_computed_with_the_others_again() {
+    let mut options = without_delay();
+    options.batching.as_mut().unwrap().max_rows = 4 * ROWS;
+    let model = load_shared(options, "chain").await;
+    let asking = [0, 1, 1, 2].map(|away| {
+        let model = model.clone();
+        tokio::spawn(async move {
+            let mut batches = Vec::new();
+            for _ in 0..6 {
+                let x = vec![f32s("x", &[ROWS], &vec![0.5; ROWS])];
+                let answer = model.run(x, &[], Caller(0), PATIENCE).await.unwrap();
+                batches.push(answer.stages.batch);
+                tokio::time::sleep(Duration::from_millis(away)).await;
+            }
+            batches
+        })
+    });
+    let mut batches = Vec::new();
+    for asking in asking {
+        batches.push(asking.await.unwrap());
+    }
+    // Otherwise the first to be back is computed alone and the others after him, for ever.
+    assert!(
+        batches.iter().flatten().any(|batch| *batch == 4),
+        "{batches:?}"
+    );
+}
+
+/// Four times that take a tenth of a second and more.
+const ROWS: usize = 100_000;
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_workers_compute_at_the_same_time() {
     let options = EngineOptions {
         workers: 2,

@@ -44,7 +44,8 @@ pub async fn run(plan: &Plan, target: Rc<impl Target + 'static>, pacer: Pacer) -
     let (start, busy) = (Instant::now(), cpu_time());
     let begin = start + plan.warmup;
     let source = Rc::new(Mutex::new(Source::new(plan, start, pacer)));
-    let recorder = Rc::new(RefCell::new(Recorder::new(begin, slice(plan))));
+    let end = plan.duration.map(|duration| begin + duration);
+    let recorder = Rc::new(RefCell::new(Recorder::new(begin, end, slice(plan))));
     let local = LocalSet::new();
     for _ in 0..plan.concurrency {
         local.spawn_local(call(source.clone(), target.clone(), recorder.clone()));
@@ -313,6 +314,11 @@ mod tests {
         assert_eq!(done.latency.len(), 200);
         assert_eq!(ms(&done, 1.0), 1);
         assert_eq!(done.elapsed, Duration::from_secs(2));
+        assert!(
+            (done.per_second - 100.0).abs() < 1e-9,
+            "{}",
+            done.per_second
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -325,6 +331,8 @@ mod tests {
             let done = run(&plan, target.clone(), Pacer::virtual_time()).await;
             assert_eq!((target.sent.get(), done.latency.len()), (100, 100));
             assert_eq!(done.unsent, 0);
+            let expected = 100.0 / done.elapsed.as_secs_f64();
+            assert!((done.per_second - expected).abs() < 1e-9, "{rate:?}");
         }
     }
 

@@ -13,10 +13,14 @@ use super::peer::PeerError;
 /// Takes note of each request as it ends.
 pub struct Recorder {
     begin: Instant,
+    /// When sending is to end, if that is known.
+    end: Option<Instant>,
     slice: Duration,
     /// Of the slice that is not over, with its number.
     current: (u64, Histogram<u64>, u64),
     last: Instant,
+    /// Requests that succeeded, each with the share of its time that lies between `begin` and `end`.
+    served: f64,
     recording: Recording,
 }
 
@@ -36,6 +40,10 @@ pub struct Recording {
     pub slice: Duration,
     /// From the end of the warm-up to the last answer, or to the end of sending if that was later.
     pub elapsed: Duration,
+    /// Requests that succeeded while it was measured. Of those that were in progress at its beginning and
+    /// at its end the part that lies within counts: with none of the first and all of the second, it
+    /// would be too little by half of what is in progress at a time.
+    pub per_second: f64,
     /// The generator's processor time, as a share of one core.
     pub generator_cpu: f64,
 }
@@ -52,13 +60,15 @@ pub struct Slice {
 }
 
 impl Recorder {
-    /// Measures from `begin`, with a line for each `slice` of time.
-    pub fn new(begin: Instant, slice: Duration) -> Self {
+    /// Measures from `begin`, to `end` if that is known, with a line for each `slice` of time.
+    pub fn new(begin: Instant, end: Option<Instant>, slice: Duration) -> Self {
         Self {
             begin,
+            end,
             slice,
             current: (0, histogram(), 0),
             last: begin,
+            served: 0.0,
             recording: Recording {
                 latency: histogram(),
                 delay: histogram(),
@@ -68,6 +78,7 @@ impl Recorder {
                 slices: Vec::new(),
                 slice,
                 elapsed: Duration::ZERO,
+                per_second: 0.0,
                 generator_cpu: 0.0,
             },
         }
@@ -75,6 +86,9 @@ impl Recorder {
 
     /// Counts a request, unless it was due in the warm-up. They must come in the order of `done`.
     pub fn note(&mut self, due: Instant, sent: Instant, done: Instant, outcome: &Result<()>) {
+        if outcome.is_ok() {
+            self.served += self.share(sent, done);
+        }
         if due < self.begin {
             return;
         }
@@ -106,9 +120,26 @@ impl Recorder {
         let end = stopped.map_or(self.last, |stopped| stopped.max(self.last));
         self.close_slice();
         self.recording.elapsed = end.saturating_duration_since(self.begin);
+        let measured = self.end.filter(|planned| stopped >= Some(*planned));
+        let measured = measured
+            .unwrap_or(end)
+            .saturating_duration_since(self.begin);
+        if !measured.is_zero() {
+            self.recording.per_second = self.served / measured.as_secs_f64();
+        }
         self.recording.unsent = unsent;
         self.recording.generator_cpu = generator_cpu;
         self.recording
+    }
+
+    fn share(&self, sent: Instant, done: Instant) -> f64 {
+        let whole = done.saturating_duration_since(sent);
+        if whole.is_zero() {
+            return f64::from(u8::from(sent >= self.begin));
+        }
+        let until = self.end.map_or(done, |end| done.min(end));
+        let within = until.saturating_duration_since(sent.max(self.begin));
+        within.as_secs_f64() / whole.as_secs_f64()
     }
 
     fn roll_to(&mut self, done: Instant) {
@@ -171,7 +202,7 @@ mod tests {
     async fn slices_hold_what_ended_in_them() {
         let begin = Instant::now();
         let ms = |n| begin + Duration::from_millis(n);
-        let mut recorder = Recorder::new(begin, Duration::from_millis(100));
+        let mut recorder = Recorder::new(begin, None, Duration::from_millis(100));
         let failed = || Err(PeerError::connection("connect-failed", "x").into());
         recorder.note(ms(0), ms(0), ms(10), &Ok(()));
         recorder.note(ms(0), ms(2), ms(50), &Ok(()));
@@ -184,6 +215,32 @@ mod tests {
         assert_eq!(done.errors["connect-failed"], 1);
         assert_eq!(done.elapsed, Duration::from_millis(400));
         assert_eq!(done.latency.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throughput_is_that_of_a_server_that_answers_many_at_once() {
+        // Sixteen every 130 ms, of which the first are under way when measuring begins.
+        let start = Instant::now();
+        for warmup in [0, 20, 65, 129] {
+            let begin = start + Duration::from_millis(warmup);
+            let end = begin + Duration::from_secs(2);
+            let mut recorder = Recorder::new(begin, Some(end), Duration::from_millis(100));
+            let mut sent = start;
+            while sent < end {
+                let done = sent + Duration::from_millis(130);
+                for _ in 0..16 {
+                    recorder.note(sent, sent, done, &Ok(()));
+                }
+                sent = done;
+            }
+            let measured = recorder.finish(Some(end), 0, 0.0);
+            let expected = 16.0 / 0.130;
+            assert!(
+                (measured.per_second - expected).abs() < 0.01,
+                "{warmup}: {}",
+                measured.per_second
+            );
+        }
     }
 
     #[test]

@@ -363,7 +363,7 @@ mod tests {
             seed: 0,
         };
         let begin = Instant::now();
-        let mut recorder = Recorder::new(begin, Duration::from_millis(100));
+        let mut recorder = Recorder::new(begin, None, Duration::from_millis(100));
         for (i, &latency) in latencies_ms.iter().enumerate() {
             let due = begin + Duration::from_millis(10 * i as u64);
             recorder.note(due, due, due + Duration::from_millis(latency), &Ok(()));

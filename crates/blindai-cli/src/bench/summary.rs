@@ -131,11 +131,7 @@ impl Summary {
             errors: recording.errors,
             late: if open { recording.late } else { 0 },
             unsent: recording.unsent,
-            requests_per_second: if elapsed_s > 0.0 {
-                requests as f64 / elapsed_s
-            } else {
-                0.0
-            },
+            requests_per_second: recording.per_second,
             latency_ms: Quantiles::of(&recording.latency),
             delay_ms: Quantiles::of(&recording.delay).filter(|_| open),
             generator_cpu: recording.generator_cpu,
