@@ -61,8 +61,8 @@ pub(crate) struct Lane {
 struct Soon {
     caller: Caller,
     requests: usize,
-    /// How long that may take.
-    within: Duration,
+    /// How long it took to answer.
+    took: Duration,
 }
 
 impl Lane {
@@ -106,23 +106,23 @@ impl Lane {
             self.soon = Soon {
                 caller,
                 requests: running + self.shared.queue.len(),
-                within: (started.elapsed() / 32).min(LONGEST_MOMENT),
+                took: started.elapsed(),
             };
             self.prepare().await;
             self.shared.queue.finished();
         }
     }
 
-    /// Adds what fits to a request, as long as it may wait, and for a moment who is about to be there:
-    /// otherwise the first to ask again would be computed alone.
+    /// Adds what fits to a request, as long as it may wait, and as long as those come who are about to be
+    /// there: otherwise the first to ask again would be computed alone.
     async fn gather(&self, first: Job) -> Vec<Job> {
         let queue = &self.shared.queue;
         let (Some(policy), Some(rows)) = (&self.shared.options.batching, first.rows) else {
             return vec![first];
         };
         let allowed = first.arrived + policy.max_delay;
-        let soon = Instant::now() + self.soon.within;
-        let together = policy.across_callers || first.caller == self.soon.caller;
+        let last = Instant::now() + (self.soon.took / 8).min(LONGEST_GATHERING);
+        let mut they_come = policy.across_callers || first.caller == self.soon.caller;
         let mut group = Group::new(first, rows);
         loop {
             while let Some(job) =
@@ -131,13 +131,17 @@ impl Lane {
                 group.add(job);
             }
             // Whoever is in the queue now does not fit, and is not to wait for those who may come.
-            let expected = together && group.jobs.len() < self.soon.requests && queue.len() == 0;
-            let until = if expected { allowed.max(soon) } else { allowed };
+            they_come &= group.jobs.len() < self.soon.requests && queue.len() == 0;
+            let until = match they_come {
+                true => allowed.max(last.min(Instant::now() + self.soon.took / 64)),
+                false => allowed,
+            };
             if group.rows >= policy.max_rows || Instant::now() >= until {
                 queue.pass_on();
                 return group.jobs;
             }
-            let _ = tokio::time::timeout_at(until, queue.arrival()).await;
+            let arrival = tokio::time::timeout_at(until, queue.arrival()).await;
+            they_come &= arrival.is_ok();
         }
     }
 
@@ -544,9 +548,9 @@ fn made_up(spec: &TensorSpec) -> Option<NamedTensor> {
         .map(|tensor| NamedTensor::new(&*spec.name, tensor))
 }
 
-/// How long who may come is waited for at most, and a thirty-second of what was computed last: when nobody
-/// comes, no more than that is lost.
-const LONGEST_MOMENT: Duration = Duration::from_millis(10);
+/// As an eighth of what the last answer took: how long others are waited for in all. When nobody comes for
+/// a sixty-fourth, it is over.
+const LONGEST_GATHERING: Duration = Duration::from_millis(20);
 /// Up to here wiping is done before the answer goes out; it costs less than handing it over.
 const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 /// What a model may be warmed up with, and how long.
