@@ -51,7 +51,9 @@ def test_a_closed_loop_counts_every_request(server: Server, identity: str):
     assert (got["loop"], got["concurrency"], got["requests"]) == ("closed", 4, 500)
     assert (got["failed"], got["errors"], got["unsent"], got["late"]) == (0, {}, 0, 0)
     assert (got["attested"], got["simulated"]) == (True, True)
-    assert got["requests_per_second"] == pytest.approx(500 / got["elapsed_s"])
+    # Those that were under way when the warm-up ended count in part.
+    served = got["requests_per_second"] * got["elapsed_s"]
+    assert 500 - 1e-6 <= served <= 504
     latency = got["latency_ms"]
     order = [latency[q] for q in ("min", "p50", "p90", "p99", "p99.9", "max")]
     assert order == sorted(order)
