@@ -84,13 +84,11 @@ CONFIG: dict[str, dict[str, object]] = {
     # As a server for many callers of one model would have it: what waits is computed together.
     "engine.batching": {"max_rows": 80, "strict": False},
 }
-# Of the model that many ask at once: workers that do not wait for each other's threads.
-MANY = f"""
-[[models]]
-name = "minilm"
-workers = {THREADS}
-threads = 1
-"""
+# Of the models that many ask at once: workers that do not wait for each other's threads.
+MANY = "".join(
+    f'[[models]]\nname = "{name}"\nworkers = {THREADS}\nthreads = 1\n'
+    for name in ("minilm", "identity")
+)
 CLIENTS = 16
 # The sizes of a batch that are tried in process, as multiples of one request.
 BATCHES = (1, 2, 4, 8, 16)
@@ -180,9 +178,9 @@ def bench_bare_tls(folder: Path) -> dict:
 
 def bench_nothing(address: str, folder: Path) -> dict:
     path = folder / "identity.onnx"
-    with blindai.connect(address, simulation=True) as client, loaded(client, "identity", path):
+    with blindai.connect(address, simulation=True) as client, loaded(client, "copy", path):
         session = in_process(path)
-        return bench_model(client, "identity f32[1]", "identity", session, make_inputs(session))
+        return bench_model(client, "identity f32[1]", "copy", session, make_inputs(session))
 
 
 @contextlib.contextmanager
@@ -220,15 +218,15 @@ def bench_identity(address: str, folder: Path) -> list[dict]:
     """The whole path, as the percentiles of one client that sends one request after the other, and
     what a receipt adds to it, by turns."""
     rows, added = [], []
-    with uploaded(address, {"identity": folder / "identity.onnx"}):
+    with uploaded(address, {"copy": folder / "identity.onnx"}):
         for protocol in ("http", "grpc"):
             given = ["--protocol", protocol]
-            runs = [generate(address, "identity", given) for _ in range(ROUNDS)]
+            runs = [generate(address, "copy", given) for _ in range(ROUNDS)]
             for q in ("p50", "p99"):
                 latency = statistics.median(run["latency_ms"][q] for run in runs)
                 rows.append(row(f"identity f32[1] {q} {protocol}", latency))
         for _ in range(ROUNDS):
-            plain, signed = (generate(address, "identity", given) for given in ([], ["--receipts"]))
+            plain, signed = (generate(address, "copy", given) for given in ([], ["--receipts"]))
             added.append(signed["latency_ms"]["p50"] - plain["latency_ms"]["p50"])
     return [*rows, row("receipt, added to that p50", statistics.median(added))]
 
