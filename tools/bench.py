@@ -84,7 +84,8 @@ CONFIG: dict[str, dict[str, object]] = {
     # As a server for many callers of one model would have it: what waits is computed together.
     "engine.batching": {"max_rows": 80, "strict": False},
 }
-# Of the models that many ask at once: workers that do not wait for each other's threads.
+# Of the models that many ask at once: workers that do not wait for each other's threads. Single
+# callers ask the same models under other names.
 MANY = "".join(
     f'[[models]]\nname = "{name}"\nworkers = {THREADS}\nthreads = 1\n'
     for name in ("minilm", "identity")

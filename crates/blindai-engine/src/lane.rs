@@ -103,11 +103,13 @@ impl Lane {
             self.shared.running.fetch_add(running, Ordering::Relaxed);
             self.answer(jobs).await;
             self.shared.running.fetch_sub(running, Ordering::Relaxed);
-            self.soon = Soon {
-                caller,
-                requests: running + self.shared.queue.len(),
-                took: started.elapsed(),
-            };
+            if self.shared.options.batching.is_some() {
+                self.soon = Soon {
+                    caller,
+                    requests: running + self.shared.queue.len(),
+                    took: started.elapsed(),
+                };
+            }
             self.prepare().await;
             self.shared.queue.finished();
         }

@@ -42,10 +42,10 @@ pub struct Rate {
 /// Puts the load on the target, and waits until every request that was sent has ended.
 pub async fn run(plan: &Plan, target: Rc<impl Target + 'static>, pacer: Pacer) -> Recording {
     let (start, busy) = (Instant::now(), cpu_time());
-    let begin = start + plan.warmup;
-    let source = Rc::new(Mutex::new(Source::new(plan, start, pacer)));
-    let end = plan.duration.map(|duration| begin + duration);
-    let recorder = Rc::new(RefCell::new(Recorder::new(begin, end, slice(plan))));
+    let source = Source::new(plan, start, pacer);
+    let recorder = Recorder::new(source.begin, source.end, slice(plan));
+    let source = Rc::new(Mutex::new(source));
+    let recorder = Rc::new(RefCell::new(recorder));
     let local = LocalSet::new();
     for _ in 0..plan.concurrency {
         local.spawn_local(call(source.clone(), target.clone(), recorder.clone()));

@@ -120,10 +120,10 @@ impl Recorder {
         let end = stopped.map_or(self.last, |stopped| stopped.max(self.last));
         self.close_slice();
         self.recording.elapsed = end.saturating_duration_since(self.begin);
-        let measured = self.end.filter(|planned| stopped >= Some(*planned));
-        let measured = measured
-            .unwrap_or(end)
-            .saturating_duration_since(self.begin);
+        let measured = match self.end {
+            Some(planned) if stopped >= self.end => planned - self.begin,
+            _ => self.recording.elapsed,
+        };
         if !measured.is_zero() {
             self.recording.per_second = self.served / measured.as_secs_f64();
         }
