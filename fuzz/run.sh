@@ -12,7 +12,7 @@ found=${CARGO_TARGET_DIR:-fuzz/target}/found
 declare -A seeds=([quote]="sgx tdx" [report]=snp)
 
 cargo +nightly fuzz build --fuzz-dir fuzz
-for target in quote report certificate claims receipt policy document grpc store legacy; do
+for target in quote report certificate claims receipt policy document grpc http store legacy; do
     echo "== $target, $seconds s"
     mkdir -p "$found/$target"
     folders=("$found/$target" "fuzz/corpus/$target")

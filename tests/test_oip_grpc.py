@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import queue
 import time
 from collections.abc import Iterator
@@ -440,6 +441,26 @@ def test_frames_that_are_none(server: Server, prefix: bytes, headers: dict[str, 
     answer = by_hand(server, "ModelMetadata", b"", prefix, **headers)
     assert answer["grpc-status"] == "3"
     assert answer["blindai-code"] in ("invalid-request", "body-incomplete", "body-too-large")
+
+
+COMPRESSED = {"grpc-encoding": "gzip"}
+# Just above what a message without tensors may have.
+BOMB = gzip.compress(bytes(64 * 1024 + 1))
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata", "ModelReady"])
+def test_what_anybody_may_ask_takes_no_room(server: Server, method: str):
+    """No credential and no place is needed for it, so nothing is held and nothing inflated."""
+    for message, compressed in ((bytes(1025), 0), (gzip.compress(b""), 1), (BOMB, 1)):
+        prefix = bytes([compressed]) + len(message).to_bytes(4, "big")
+        answer = by_hand(server, method, message, prefix, **COMPRESSED)
+        assert (answer["grpc-status"], answer["blindai-code"]) == ("3", "body-too-large")
+
+
+@pytest.mark.parametrize("method", ["ModelMetadata", "RepositoryIndex", "RepositoryModelUnload"])
+def test_what_asks_for_little_brings_little(server: Server, method: str):
+    answer = by_hand(server, method, BOMB, b"\1" + len(BOMB).to_bytes(4, "big"), **COMPRESSED)
+    assert (answer["grpc-status"], answer["blindai-code"]) == ("3", "body-too-large")
 
 
 def test_what_is_not_grpc(server: Server):

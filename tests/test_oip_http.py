@@ -153,6 +153,74 @@ def test_room_is_taken_for_what_comes_out(strict: Server):
         assert client.infer("same", {"x": ONES})["y"].shape == ONES.shape
 
 
+TENSOR = b'{"inputs":[{"name":"x","datatype":"INT64","shape":[%d],"data":[%s]}]}'
+BOMBS = {
+    "outputs": b'{"inputs":[],"outputs":[%s]}' % b",".join([b'{"name":""}'] * 80_000),
+    "sizes": b'{"inputs":[{"name":"x","datatype":"INT8","shape":[%s],"data":[]}]}'
+    % b",".join([b"0"] * 500_000),
+    "numbers": TENSOR % (500_000, b",".join([b"0"] * 500_000)),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_short_text_does_not_become_much(strict: Server, bomb: str):
+    """Each is within the limit, and would take many times as much once it is read."""
+    body = gzip.compress(BOMBS[bomb])
+    assert len(BOMBS[bomb]) < MIB
+    assert len(body) < MIB // 50
+    before = peak_kib(strict.pid)
+    with strict.http() as http:
+        answer = http.request("POST", "/v2/models/none/infer", body, Content_Encoding="gzip")
+    expected = (413, "body-too-large") if bomb == "numbers" else (400, "invalid-request")
+    assert (answer.status, answer.json["code"]) == expected
+    assert peak_kib(strict.pid) < before + 8 * 1024
+
+
+def test_files_in_a_request_to_load_are_not_kept(strict: Server):
+    body = b'{"parameters":{%s}}' % b",".join(b'"%d":0' % i for i in range(80_000))
+    before = peak_kib(strict.pid)
+    for content in (body, b'{"parameters":{"config":"{}"}}'):
+        with strict.http() as http:
+            answer = http.request("POST", "/v2/repository/models/m/load", content)
+        assert (answer.status, answer.json["code"]) == (405, "method-not-allowed")
+    assert peak_kib(strict.pid) < before + 8 * 1024
+    for content in (b"{}", b'{"parameters":{ }}', b'{"parameters":null}'):
+        with strict.http() as http:
+            answer = http.request("POST", "/v2/repository/models/m/load", content)
+        assert (answer.status, answer.json["code"]) == (404, "model-not-found")
+    with strict.http() as http:
+        answer = http.request("POST", "/v2/repository/models/m/load", b'{"parameters":[]}')
+    assert (answer.status, answer.json["code"]) == (400, "invalid-request")
+
+
+def test_room_is_taken_for_answers_in_json(strict: Server):
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    with connect(strict) as client, connect(strict) as again:
+        client.models.upload(graphs.identity(), name="wordy")
+        np.testing.assert_array_equal(client.infer("wordy", {"x": values})["y"], values)
+        oip = triton.connect(triton.tritonclient.http, strict, client)
+        outputs = [oip.module.InferRequestedOutput("y", binary_data=False)]
+        with pytest.raises(triton.InferenceServerException, match="too-many-requests"):
+            oip.client.infer("wordy", oip.inputs(x=values), outputs=outputs)
+        few = values[:20_000]
+        answer = oip.client.infer("wordy", oip.inputs(x=few), outputs=outputs)
+        np.testing.assert_array_equal(answer.as_numpy("y"), few)
+        oip.close()
+        # All of it was given back.
+        np.testing.assert_array_equal(again.infer("wordy", {"x": values})["y"], values)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "number"), [("FP16", "70000"), ("BF16", "1e39"), ("FP32", "1e39")]
+)
+def test_no_number_becomes_infinite(server: Server, same: str, datatype: str, number: str):
+    tensor = f'{{"name":"x","datatype":"{datatype}","shape":[1],"data":[{number}]}}'
+    with Http(server.port) as http:
+        body = f'{{"inputs":[{tensor}]}}'.encode()
+        answer = http.request("POST", f"/v2/models/{same}/infer", body)
+    assert (answer.status, answer.json["code"]) == (400, "input-data")
+
+
 def test_asynchronous(server: Server, client: blindai.Client, same: str):
     async def ask() -> None:
         oip = triton.connect(triton.tritonclient.http.aio, server, client)

@@ -8,7 +8,10 @@ use blindai_core::legacy::{Payload, Piece, Proof, RunModel, SendModel, numbers, 
 use blindai_core::oip::grpc::{
     decode_infer, decode_load, decode_model, encode_infer, encode_stream_infer, request_id,
 };
-use blindai_core::oip::{InferResponse, classify_outputs};
+use blindai_core::oip::{
+    InferResponse, Room, classify_outputs, decode_request, decode_response, encode_request,
+    encode_response,
+};
 use blindai_core::receipt::SignedStatement;
 use blindai_core::{
     Claims, Collateral, DType, DcapCollateral, Evidence, EvidenceDocument, SnpCollateral,
@@ -112,13 +115,22 @@ pub fn grpc(data: &[u8]) {
     let _ = decode_model(message.clone());
     let _ = decode_load(message.clone());
     let id = request_id(message.clone());
-    let Ok(call) = decode_infer(message, INPUT_BYTES) else {
+    let mut asked = 0;
+    let room: Room<'_> = &mut |bytes| {
+        asked += bytes;
+        assert!(
+            asked <= 8 * data.len() as u64,
+            "a byte became more than a number"
+        );
+        Ok(())
+    };
+    let Ok(call) = decode_infer(message, room) else {
         return;
     };
     assert_eq!(call.request.id.unwrap_or_default(), id.unwrap_or_default());
     let inputs = call.request.inputs.iter();
     let held: usize = inputs.map(|input| input.tensor.data().len()).sum();
-    assert!(held as u64 <= INPUT_BYTES.max(data.len() as u64));
+    assert!(held as u64 <= asked.max(data.len() as u64));
     // What came in may go out.
     let mut response = InferResponse {
         id: None,
@@ -135,6 +147,45 @@ pub fn grpc(data: &[u8]) {
     let again = decode_model(encode_infer(&response).concat().into()).expect("our own message");
     assert_eq!(again.name, response.model_name);
     assert!(!encode_stream_infer(&response).concat().is_empty());
+}
+
+/// A request of the Open Inference Protocol over HTTP: JSON, and from the first zero byte on tensors.
+pub fn http(data: &[u8]) {
+    let body = bytes::Bytes::copy_from_slice(data);
+    let header_length = data.iter().position(|&byte| byte == 0);
+    let mut asked = 0;
+    let room: Room<'_> = &mut |bytes| {
+        asked += bytes;
+        assert!(
+            asked <= 8 * data.len() as u64,
+            "a byte became more than a number"
+        );
+        Ok(())
+    };
+    let Ok(request) = decode_request(body, header_length, room) else {
+        return;
+    };
+    let inputs = request.inputs.iter();
+    let held: usize = inputs.map(|input| input.tensor.data().len()).sum();
+    assert!(held as u64 <= asked + data.len() as u64);
+    // What came in may go out, and is the same when it is read again.
+    let sent = encode_request(&request);
+    let read = decode_request(sent.parts.concat().into(), sent.header_length, &mut |_| {
+        Ok(())
+    });
+    assert_eq!(read.expect("our own request").inputs, request.inputs);
+    let response = InferResponse {
+        id: request.id.clone(),
+        model_name: "m".into(),
+        model_version: None,
+        outputs: request.inputs.clone(),
+        receipt: None,
+    };
+    let format = |output: &str| request.format_of(output);
+    if let Ok(sent) = encode_response(&response, format, &mut |_| Ok(())) {
+        let read = decode_response(sent.parts.concat().into(), sent.header_length);
+        assert_eq!(read.expect("our own answer").outputs, response.outputs);
+    }
 }
 
 /// A message or file of BlindAI 0.3, or a list of numbers.
@@ -191,6 +242,4 @@ static DCAP: LazyLock<Collateral> = LazyLock::new(|| {
 
 /// A time at which the kept collateral is valid, in seconds since 1970.
 const NOW: u64 = 1_751_600_000;
-/// What typed contents of a message may take as tensors.
-const INPUT_BYTES: u64 = 1 << 16;
 const SNP_REPORT_BYTES: usize = 1184;

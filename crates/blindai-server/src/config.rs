@@ -165,7 +165,8 @@ pub struct BatchingConfig {
 pub struct Limits {
     /// The largest request body, uploads apart, in bytes. Default 64 MiB.
     pub body_bytes: u64,
-    /// Bytes of request bodies held at one time. Default 1 GiB.
+    /// Bytes of request bodies, and of what they become, and of answers held at one time. Default
+    /// 1 GiB.
     pub inflight_bytes: u64,
     /// The largest answer of a model, in bytes. Default 256 MiB.
     pub output_bytes: u64,

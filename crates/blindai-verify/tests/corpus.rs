@@ -65,6 +65,11 @@ fn grpc_messages() {
 }
 
 #[test]
+fn http_requests() {
+    replay(fuzz::http, "http", &[]);
+}
+
+#[test]
 fn messages_of_0_3() {
     replay(fuzz::legacy, "legacy", &[]);
 }

@@ -213,7 +213,7 @@ fn encoded(request: &InferRequest, tensors: Tensors) -> Result<Encoded> {
         outputs: request.inputs.clone(),
         receipt: None,
     };
-    let mirrored = oip::encode_response(&mirrored, |_| OutputFormat::Json)?;
+    let mirrored = oip::encode_response(&mirrored, |_| OutputFormat::Json, &mut |_| Ok(()))?;
     let mirrored: Value = serde_json::from_slice(&mirrored.parts.concat())?;
     Ok(Encoded {
         header_length: None,
@@ -240,7 +240,7 @@ mod tests {
         for tensors in [Tensors::Binary, Tensors::Json] {
             let encoded = encoded(&request, tensors).unwrap();
             let body = encoded.parts.concat().into();
-            let read = oip::decode_request(body, encoded.header_length).unwrap();
+            let read = oip::decode_request(body, encoded.header_length, &mut |_| Ok(())).unwrap();
             assert_eq!(read.inputs, request.inputs, "{tensors:?}");
         }
     }

@@ -3,16 +3,11 @@
 
 use bytes::Bytes;
 
-use super::message::{at, read_dtype, requested};
+use super::message::{SIZES, TENSORS, at, read_dtype, requested};
 use super::parameters::{self, Parameters};
 use super::protobuf::{Fields, Message, Value, each_varint, malformed, text};
-use super::{InferRequest, InferResponse, OutputFormat, RequestedOutput};
+use super::{InferRequest, InferResponse, OutputFormat, RequestedOutput, Room};
 use crate::{Code, DType, Error, NamedTensor, Result, Tensor};
-
-/// More inputs or outputs than any model has: each takes more memory here than in the message.
-const TENSORS: usize = 4096;
-/// Sizes in a shape; a tensor may have 64.
-const SIZES: usize = 65;
 
 /// The model that a message speaks of; empty for all where a method takes all.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,8 +21,6 @@ pub struct ModelId {
 pub struct InferCall {
     pub model: ModelId,
     pub request: InferRequest,
-    /// Bytes that the inputs take beside the message: what came as typed contents.
-    pub copied: u64,
 }
 
 /// Reads a message whose first field is a model's name and whose second its version.
@@ -58,21 +51,20 @@ pub fn decode_load(message: Bytes) -> Result<(String, bool)> {
     Ok((name, parameters))
 }
 
-/// Reads `ModelInferRequest`. Typed contents may take `limit` bytes as tensors, all together: a
-/// number of eight bytes may be one in the message.
+/// Reads `ModelInferRequest`. Typed contents take room beside the message: a number of eight bytes may
+/// be one in it.
 ///
 /// # Errors
-/// As for JSON, and [`Code::BodyTooLarge`].
-pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
+/// As for JSON.
+pub fn decode_infer(message: Bytes, room: Room<'_>) -> Result<InferCall> {
     let mut wire = WireInfer::default();
     for field in Fields::of(message) {
         wire.take(field?)?;
     }
     let parameters = wire.parameters.checked()?;
-    let mut room = limit;
     let request = InferRequest {
         id: (!wire.id.is_empty()).then_some(wire.id),
-        inputs: read_inputs(wire.inputs, wire.raw, &mut room)?,
+        inputs: read_inputs(wire.inputs, wire.raw, room)?,
         outputs: wire.outputs,
         format: OutputFormat::Binary,
         timeout: parameters.timeout(),
@@ -81,7 +73,6 @@ pub fn decode_infer(message: Bytes, limit: u64) -> Result<InferCall> {
     Ok(InferCall {
         model: wire.model,
         request,
-        copied: limit - room,
     })
 }
 
@@ -272,7 +263,7 @@ fn read_value(parameter: Bytes) -> Result<parameters::Value> {
 fn read_inputs(
     inputs: Vec<WireInput>,
     raw: Vec<Bytes>,
-    room: &mut u64,
+    room: Room<'_>,
 ) -> Result<Vec<NamedTensor>> {
     if raw.is_empty() {
         let read = |input| read_tensor(input, |dtype, input| typed(dtype, input, room));
@@ -301,14 +292,15 @@ fn read_tensor(
 }
 
 /// `InferTensorContents` as the bytes of a tensor.
-fn typed(dtype: DType, input: &WireInput, room: &mut u64) -> Result<Bytes> {
+fn typed(dtype: DType, input: &WireInput, room: Room<'_>) -> Result<Bytes> {
     let wanted = field_of(dtype)?;
-    let mut data = Vec::new();
-    for field in Fields::of(input.contents.clone().unwrap_or_default()) {
+    let contents = input.contents.clone().unwrap_or_default();
+    let size = measure(dtype, wanted, contents.clone())?;
+    room(size)?;
+    let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    for field in Fields::of(contents) {
         match field? {
-            (number, value) if number == wanted => {
-                read_elements(dtype, value, &mut data, *room)?;
-            }
+            (number, value) if number == wanted => read_elements(dtype, value, &mut data)?,
             (_, Value::Bytes(none)) if none.is_empty() => {}
             (number, _) => {
                 let fact = format!("{dtype} contents come in field {wanted}, not in {number}");
@@ -316,8 +308,27 @@ fn typed(dtype: DType, input: &WireInput, room: &mut u64) -> Result<Bytes> {
             }
         }
     }
-    *room -= data.len() as u64;
     Ok(data.into())
+}
+
+/// The bytes that the elements in field `wanted` take as a tensor.
+fn measure(dtype: DType, wanted: u32, contents: Bytes) -> Result<u64> {
+    let mut bytes = 0;
+    for field in Fields::of(contents) {
+        let (number, value) = field?;
+        if number == wanted {
+            bytes += match (dtype, dtype.size(), value) {
+                (_, None, Value::Bytes(element)) => 4 + element.len(),
+                (DType::F32 | DType::F64, _, Value::Bytes(packed)) => packed.len(),
+                // Of each number the last byte has no mark.
+                (_, Some(size), Value::Bytes(packed)) => {
+                    size * packed.iter().filter(|&byte| byte >> 7 == 0).count()
+                }
+                (_, size, _) => size.unwrap_or(0),
+            };
+        }
+    }
+    Ok(bytes as u64)
 }
 
 /// The field of `InferTensorContents` for elements of this type.
@@ -338,12 +349,8 @@ fn field_of(dtype: DType) -> Result<u32> {
     }
 }
 
-fn read_elements(dtype: DType, value: Value, data: &mut Vec<u8>, room: u64) -> Result<()> {
+fn read_elements(dtype: DType, value: Value, data: &mut Vec<u8>) -> Result<()> {
     let mut push = |element: &[u8]| {
-        if (data.len() + element.len()) as u64 > room {
-            let fact = "the inputs take more bytes than limits.body_bytes";
-            return Err(Error::new(Code::BodyTooLarge, fact));
-        }
         data.extend_from_slice(element);
         Ok(())
     };
@@ -435,7 +442,24 @@ mod tests {
     }
 
     fn decode(write: impl FnOnce(&mut Message)) -> Result<InferCall> {
-        decode_infer(Message::of(write), ROOM)
+        decode_within(Message::of(write), ROOM)
+    }
+
+    /// The inputs take exactly the room that was asked for.
+    fn decode_within(message: Bytes, room: u64) -> Result<InferCall> {
+        let mut left = room;
+        let call = decode_infer(message, &mut |bytes| match left.checked_sub(bytes) {
+            Some(less) => {
+                left = less;
+                Ok(())
+            }
+            None => Err(Error::new(Code::BodyTooLarge, "no room")),
+        })?;
+        let copied = |input: &&NamedTensor| left < room && !input.tensor.data().is_empty();
+        let inputs = call.request.inputs.iter().filter(copied);
+        let held: usize = inputs.map(|input| input.tensor.data().len()).sum();
+        assert_eq!(held as u64, room - left);
+        Ok(call)
     }
 
     fn typed_as(datatype: &str, field: u32, numbers: &[i64]) -> Result<Bytes> {
@@ -463,8 +487,8 @@ mod tests {
             NamedTensor::new(name, tensor.unwrap())
         };
         let inputs = [input("x", &[1, 2]), input("y", &[])];
-        let call = decode_infer(encode_infer_request(&model, &inputs), ROOM).unwrap();
-        assert_eq!((call.model, call.copied), (model, 0));
+        let call = decode_within(encode_infer_request(&model, &inputs), 0).unwrap();
+        assert_eq!(call.model, model);
         assert_eq!(call.request.inputs, inputs);
     }
 
@@ -492,7 +516,7 @@ mod tests {
             });
             m.element(7, &[8, 9]);
         });
-        let call = decode_infer(message.clone(), 0).unwrap();
+        let call = decode_within(message.clone(), 0).unwrap();
         assert_eq!(
             (&*call.model.name, call.model.version.as_deref()),
             ("m", Some("3"))
@@ -503,7 +527,6 @@ mod tests {
             Some(std::time::Duration::from_micros(1500))
         );
         assert_eq!(call.request.classification_of("y"), Some(5));
-        assert_eq!(call.copied, 0);
         let data = call.request.inputs[0].tensor.data();
         assert_eq!(data[..], [8, 9]);
         // Not a copy.

@@ -3,9 +3,10 @@ use core::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
-use super::json;
+use super::Room;
+use super::json::{self, Few, Flat};
 use super::parameters::Parameters;
 use crate::receipt::ReceiptRequest;
 use crate::{Code, DType, Error, NamedTensor, Result, Tensor};
@@ -133,16 +134,26 @@ impl Encoded {
     }
 }
 
-/// Reads a request.
+/// More inputs or outputs than any model has: each takes more memory here than in the message.
+pub(super) const TENSORS: usize = 4096;
+/// Sizes in a shape; a tensor may have 64.
+pub(super) const SIZES: usize = 65;
+
+/// Reads a request. Tensors that do not come as raw bytes take room beside the body; so do the
+/// texts, which are no longer than the JSON is.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] for a body that is not of the protocol, [`Code::InputDType`] and
-/// [`Code::InputData`] for tensors that are not what they claim.
-pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<InferRequest> {
+/// [`Code::InputData`] for tensors that are not what they claim, and what `room` says.
+pub fn decode_request(
+    body: Bytes,
+    header_length: Option<usize>,
+    room: Room<'_>,
+) -> Result<InferRequest> {
     let (header, mut tensors) = split_body(body, header_length)?;
-    let wire: WireRequest<'_> = parse(&header)?;
-    let inputs = read_tensors(wire.inputs, &mut tensors)?;
-    let outputs = wire.outputs.unwrap_or_default();
+    let wire: WireRequest<&RawValue> = parse(&header)?;
+    let inputs = read_tensors(wire.inputs.0, &mut tensors, room)?;
+    let outputs = wire.outputs.map(|outputs| outputs.0).unwrap_or_default();
     let parameters = wire.parameters.unwrap_or_default().checked()?;
     Ok(InferRequest {
         id: wire.id,
@@ -159,18 +170,19 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>) -> Result<Infer
 
 /// Writes a request; its tensors go as raw bytes.
 pub fn encode_request(request: &InferRequest) -> Encoded {
-    let header = WireRequest {
+    let header = WireRequest::<Flat<'_>> {
         id: request.id.clone(),
         parameters: Some(Parameters {
             binary_data_output: Some(request.format == OutputFormat::Binary),
             timeout: request.timeout.map(micros),
             ..Parameters::default()
         }),
-        inputs: request.inputs.iter().map(binary_tensor).collect(),
+        inputs: Few(request.inputs.iter().map(binary_tensor).collect()),
         outputs: (!request.outputs.is_empty())
-            .then(|| request.outputs.iter().map(write_output).collect()),
+            .then(|| Few(request.outputs.iter().map(write_output).collect())),
     };
-    with_tensors(&header, request.inputs.iter().map(|t| &t.tensor))
+    let header = json::write(&header, &mut |_| Ok(())).expect("there is room without end");
+    with_tensors(header, request.inputs.iter().map(|t| &t.tensor))
 }
 
 /// Reads an answer.
@@ -179,23 +191,25 @@ pub fn encode_request(request: &InferRequest) -> Encoded {
 /// [`Code::InvalidRequest`] and [`Code::InputData`], as for requests.
 pub fn decode_response(body: Bytes, header_length: Option<usize>) -> Result<InferResponse> {
     let (header, mut tensors) = split_body(body, header_length)?;
-    let wire: WireResponse<'_> = parse(&header)?;
+    let wire: WireResponse<&RawValue> = parse(&header)?;
     Ok(InferResponse {
         id: wire.id,
         model_name: wire.model_name,
         model_version: wire.model_version,
-        outputs: read_tensors(wire.outputs, &mut tensors)?,
+        outputs: read_tensors(wire.outputs.0, &mut tensors, &mut |_| Ok(()))?,
         receipt: None,
     })
 }
 
-/// Writes an answer, each output as `format` says.
+/// Writes an answer, each output as `format` says. What is written as JSON takes room.
 ///
 /// # Errors
-/// [`Code::OutputNotJson`] for a NaN or an infinity in an output that is wanted as JSON.
+/// [`Code::OutputNotJson`] for a NaN or an infinity in an output that is wanted as JSON, and what
+/// `room` says.
 pub fn encode_response(
     response: &InferResponse,
     format: impl Fn(&str) -> OutputFormat,
+    room: Room<'_>,
 ) -> Result<Encoded> {
     let (mut outputs, mut raw) = (Vec::new(), Vec::new());
     for output in &response.outputs {
@@ -212,25 +226,26 @@ pub fn encode_response(
         model_version: response.model_version.clone(),
         id: response.id.clone(),
         parameters: response.receipt_text().map(|receipt| Told { receipt }),
-        outputs,
+        outputs: Few(outputs),
     };
-    Ok(with_tensors(&header, raw.into_iter()))
+    let header = json::write(&header, room)?;
+    Ok(with_tensors(header, raw.into_iter()))
 }
 
+/// `D` is a tensor in JSON: as a text where it is read, as itself where it is written.
 #[derive(Serialize, Deserialize)]
-struct WireRequest<'a> {
+struct WireRequest<D> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parameters: Option<Parameters>,
-    #[serde(borrow)]
-    inputs: Vec<WireTensor<'a>>,
+    inputs: Few<WireTensor<D>, TENSORS>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    outputs: Option<Vec<WireOutput>>,
+    outputs: Option<Few<WireOutput, TENSORS>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireResponse<'a> {
+struct WireResponse<D> {
     model_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     model_version: Option<String>,
@@ -238,8 +253,7 @@ struct WireResponse<'a> {
     id: Option<String>,
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     parameters: Option<Told>,
-    #[serde(borrow)]
-    outputs: Vec<WireTensor<'a>>,
+    outputs: Few<WireTensor<D>, TENSORS>,
 }
 
 /// The parameters of an answer.
@@ -249,14 +263,14 @@ struct Told {
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireTensor<'a> {
+struct WireTensor<D> {
     name: String,
-    shape: Vec<usize>,
+    shape: Few<usize, SIZES>,
     datatype: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parameters: Option<Parameters>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    data: Option<std::borrow::Cow<'a, RawValue>>,
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    data: Option<D>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -288,8 +302,13 @@ fn parse<'a, T: Deserialize<'a>>(header: &'a [u8]) -> Result<T> {
     })
 }
 
-fn read_tensors(wire: Vec<WireTensor<'_>>, raw: &mut Bytes) -> Result<Vec<NamedTensor>> {
-    let tensors = wire.into_iter().map(|tensor| read_tensor(tensor, raw));
+fn read_tensors(
+    wire: Vec<WireTensor<&RawValue>>,
+    raw: &mut Bytes,
+    room: Room<'_>,
+) -> Result<Vec<NamedTensor>> {
+    let tensors = wire.into_iter();
+    let tensors = tensors.map(|tensor| read_tensor(tensor, raw, room));
     let tensors = tensors.collect::<Result<_>>()?;
     if !raw.is_empty() {
         let fact = format!("{} bytes follow the last tensor", raw.len());
@@ -298,13 +317,17 @@ fn read_tensors(wire: Vec<WireTensor<'_>>, raw: &mut Bytes) -> Result<Vec<NamedT
     Ok(tensors)
 }
 
-fn read_tensor(wire: WireTensor<'_>, raw: &mut Bytes) -> Result<NamedTensor> {
+fn read_tensor(
+    wire: WireTensor<&RawValue>,
+    raw: &mut Bytes,
+    room: Room<'_>,
+) -> Result<NamedTensor> {
     let name = wire.name;
     let dtype = read_dtype(&name, &wire.datatype)?;
     let size = wire.parameters.unwrap_or_default().checked()?;
     let size = size.binary_data_size;
     let data = match (wire.data, size) {
-        (Some(data), None) => json::read_elements(dtype, &data).map_err(|e| at(&name, e))?,
+        (Some(data), None) => json::read_elements(dtype, data, room).map_err(|e| at(&name, e))?,
         (None, Some(size)) if size <= raw.len() => raw.split_to(size),
         (None, Some(size)) => {
             let fact = format!("{name:?} announces {size} bytes, {} are left", raw.len());
@@ -315,7 +338,7 @@ fn read_tensor(wire: WireTensor<'_>, raw: &mut Bytes) -> Result<NamedTensor> {
             return Err(Error::new(Code::InvalidRequest, fact));
         }
     };
-    let tensor = Tensor::new(dtype, wire.shape, data).map_err(|e| at(&name, e))?;
+    let tensor = Tensor::new(dtype, wire.shape.0, data).map_err(|e| at(&name, e))?;
     Ok(NamedTensor { name, tensor })
 }
 
@@ -372,7 +395,7 @@ fn format(binary: bool) -> OutputFormat {
     }
 }
 
-fn binary_tensor(tensor: &NamedTensor) -> WireTensor<'static> {
+fn binary_tensor(tensor: &NamedTensor) -> WireTensor<Flat<'_>> {
     WireTensor {
         parameters: Some(Parameters {
             binary_data_size: Some(tensor.tensor.data().len()),
@@ -382,28 +405,25 @@ fn binary_tensor(tensor: &NamedTensor) -> WireTensor<'static> {
     }
 }
 
-fn json_tensor(tensor: &NamedTensor) -> Result<WireTensor<'static>> {
-    let data = json::write_elements(&tensor.tensor).map_err(|e| at(&tensor.name, e))?;
+fn json_tensor(tensor: &NamedTensor) -> Result<WireTensor<Flat<'_>>> {
+    json::check_finite(&tensor.tensor).map_err(|e| at(&tensor.name, e))?;
     Ok(WireTensor {
-        data: Some(std::borrow::Cow::Owned(data)),
+        data: Some(Flat(&tensor.tensor)),
         ..described(tensor)
     })
 }
 
-fn described(tensor: &NamedTensor) -> WireTensor<'static> {
+fn described(tensor: &NamedTensor) -> WireTensor<Flat<'_>> {
     WireTensor {
         name: tensor.name.clone(),
-        shape: tensor.tensor.shape().to_vec(),
+        shape: Few(tensor.tensor.shape().to_vec()),
         datatype: tensor.tensor.dtype().as_str().to_owned(),
         parameters: None,
         data: None,
     }
 }
 
-fn with_tensors<'a>(header: &impl Serialize, raw: impl Iterator<Item = &'a Tensor>) -> Encoded {
-    // Strings, numbers and already checked JSON: nothing that could fail to be written.
-    let header = to_raw_value(header).expect("a header is JSON");
-    let header = Bytes::from(String::from(Box::<str>::from(header)));
+fn with_tensors<'a>(header: Bytes, raw: impl Iterator<Item = &'a Tensor>) -> Encoded {
     let length = header.len();
     let mut parts = vec![header];
     parts.extend(raw.map(|tensor| tensor.data().clone()));
@@ -445,7 +465,8 @@ mod tests {
             RequestedOutput::new("z"),
         ];
         let encoded = encode_request(&request);
-        let decoded = decode_request(join(&encoded), encoded.header_length).unwrap();
+        let decoded =
+            decode_request(join(&encoded), encoded.header_length, &mut |_| Ok(())).unwrap();
         assert_eq!(decoded, request);
     }
 
@@ -459,7 +480,7 @@ mod tests {
             receipt: None,
         };
         for format in [OutputFormat::Json, OutputFormat::Binary] {
-            let encoded = encode_response(&response, |_| format).unwrap();
+            let encoded = encode_response(&response, |_| format, &mut |_| Ok(())).unwrap();
             let decoded = decode_response(join(&encoded), encoded.header_length).unwrap();
             assert_eq!(decoded, response);
         }
@@ -471,7 +492,7 @@ mod tests {
             let body = format!(
                 r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,2],"data":{data}}}]}}"#
             );
-            let request = decode_request(body.into(), None).unwrap();
+            let request = decode_request(body.into(), None, &mut |_| Ok(())).unwrap();
             assert_eq!(request.inputs, [floats()]);
             assert_eq!(request.format_of("y"), OutputFormat::Json);
         }
@@ -517,9 +538,33 @@ mod tests {
             ),
         ];
         for (body, header_length, code) in cases {
-            let error = decode_request(body.clone().into(), header_length).unwrap_err();
+            let error =
+                decode_request(body.clone().into(), header_length, &mut |_| Ok(())).unwrap_err();
             assert_eq!(error.code(), code, "{body}: {error}");
             assert!(!error.to_string().contains("MARK"), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_are_no_longer_than_any_model_needs() {
+        let output = r#"{"name":""}"#;
+        let input = r#"{"name":"x","datatype":"INT8","shape":[0],"data":[]}"#;
+        let flat = format!(
+            r#"{{"name":"x","datatype":"INT8","shape":[{}0],"data":[]}}"#,
+            "0,".repeat(SIZES)
+        );
+        let many = |element: &str, count: usize| vec![element; count].join(",");
+        let request = |inputs: &str, outputs: &str| {
+            let body = format!(r#"{{"inputs":[{inputs}],"outputs":[{outputs}]}}"#);
+            decode_request(body.into(), None, &mut |_| Ok(()))
+        };
+        assert!(request(&many(input, TENSORS), &many(output, TENSORS)).is_ok());
+        for refused in [
+            request(&many(input, TENSORS + 1), output),
+            request(input, &many(output, TENSORS + 1)),
+            request(&flat, output),
+        ] {
+            assert_eq!(refused.unwrap_err().code(), Code::InvalidRequest);
         }
     }
 
@@ -528,7 +573,8 @@ mod tests {
         let encoded = encode_request(&InferRequest::new(vec![floats()]));
         let mut body = join(&encoded).to_vec();
         body.push(0);
-        let error = decode_request(body.into(), encoded.header_length).unwrap_err();
+        let error =
+            decode_request(body.into(), encoded.header_length, &mut |_| Ok(())).unwrap_err();
         assert_eq!(error.code(), Code::InvalidRequest);
     }
 
@@ -542,8 +588,9 @@ mod tests {
             outputs: vec![NamedTensor::new("y", nan.unwrap())],
             receipt: None,
         };
-        let error = encode_response(&response, |_| OutputFormat::Json).unwrap_err();
+        let error =
+            encode_response(&response, |_| OutputFormat::Json, &mut |_| Ok(())).unwrap_err();
         assert_eq!(error.code(), Code::OutputNotJson);
-        assert!(encode_response(&response, |_| OutputFormat::Binary).is_ok());
+        assert!(encode_response(&response, |_| OutputFormat::Binary, &mut |_| Ok(())).is_ok());
     }
 }

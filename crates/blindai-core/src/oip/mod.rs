@@ -27,3 +27,7 @@ pub use message::{
     decode_request, decode_response, encode_request, encode_response,
 };
 pub use metadata::{ModelMetadata, ServerMetadata, TensorMetadata};
+
+/// Is asked for room for so many bytes before they are taken. What a few bytes of a message may
+/// become is the reader's to bound, and what an answer may become the writer's.
+pub type Room<'a> = &'a mut dyn FnMut(u64) -> crate::Result<()>;

@@ -37,6 +37,7 @@ pub async fn collect(
         service,
         Coding::named(headers, "content-encoding")?,
         announced_length(headers),
+        service.limits().body_bytes,
     )?;
     let mut incoming = Chunks::new(body, service.limits().idle(), deadline);
     while let Some(chunk) = incoming.next().await? {

@@ -104,15 +104,21 @@ pub enum Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder of a body that says how many bytes it has.
+    /// A decoder of a body that says how many bytes it has, and of which `limit` may come out.
     ///
     /// # Errors
     /// [`Code::BodyTooLarge`], [`Code::TooManyRequests`]
-    pub fn new(service: &'a Service, coding: Coding, announced: Option<u64>) -> Result<Self> {
+    pub fn new(
+        service: &'a Service,
+        coding: Coding,
+        announced: Option<u64>,
+        limit: u64,
+    ) -> Result<Self> {
+        let held = |announced| Held::new(service, announced, limit);
         Ok(match coding {
-            Coding::Identity => Self::Identity(Held::new(service, announced.unwrap_or(0))?),
-            Coding::Gzip => Self::Gzip(GzDecoder::new(Held::new(service, 0)?)),
-            Coding::Deflate => Self::Deflate(ZlibDecoder::new(Held::new(service, 0)?)),
+            Coding::Identity => Self::Identity(held(announced.unwrap_or(0))?),
+            Coding::Gzip => Self::Gzip(GzDecoder::new(held(0)?)),
+            Coding::Deflate => Self::Deflate(ZlibDecoder::new(held(0)?)),
         })
     }
 
@@ -171,6 +177,8 @@ pub struct Held<'a> {
     bytes: Vec<u8>,
     /// As many as the sender announced, or 0.
     announced: u64,
+    /// So many there may be.
+    limit: u64,
     reservation: Reservation,
     refused: Option<Error>,
 }
@@ -178,7 +186,7 @@ pub struct Held<'a> {
 impl<'a> Held<'a> {
     /// Room for a body, of which little is taken before it comes: who only announces much must not
     /// keep others out.
-    fn new(service: &'a Service, announced: u64) -> Result<Self> {
+    fn new(service: &'a Service, announced: u64, limit: u64) -> Result<Self> {
         service.check_body(announced)?;
         let first = announced.min(STEP_BYTES);
         let reservation = service.reserve_body(first)?;
@@ -186,28 +194,27 @@ impl<'a> Held<'a> {
             service,
             bytes: Vec::with_capacity(first as usize),
             announced,
+            limit,
             reservation,
             refused: None,
         })
     }
 
     fn push(&mut self, piece: &[u8]) -> Result<()> {
-        let limit = self.service.limits().body_bytes;
         let length = self.bytes.len() + piece.len();
-        if length as u64 > limit {
-            let fact = format!("the body has more than limits.body_bytes, {limit}");
-            return Err(Error::new(Code::BodyTooLarge, fact));
+        if length as u64 > self.limit {
+            return Err(self.too_large());
         }
         if length > self.bytes.capacity() {
-            self.make_room(length, limit)?;
+            self.make_room(length)?;
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
     }
 
-    fn make_room(&mut self, length: usize, limit: u64) -> Result<()> {
+    fn make_room(&mut self, length: usize) -> Result<()> {
         let most = match self.announced {
-            0 => limit.max(FIRST_BYTES as u64),
+            0 => self.limit.max(FIRST_BYTES as u64),
             announced => announced.max(length as u64),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -216,6 +223,15 @@ impl<'a> Held<'a> {
         self.service.grow_held(&mut self.reservation, more as u64)?;
         self.bytes.reserve_exact(capacity - self.bytes.len());
         Ok(())
+    }
+
+    fn too_large(&self) -> Error {
+        let limit = self.limit;
+        let fact = match limit == self.service.limits().body_bytes {
+            true => format!("the body has more than limits.body_bytes, {limit}"),
+            false => format!("the message has more than {limit} bytes, at most so many are taken"),
+        };
+        Error::new(Code::BodyTooLarge, fact)
     }
 
     /// Why a decoder could not go on: it had no room, or it could not read.

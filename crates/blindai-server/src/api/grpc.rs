@@ -2,7 +2,7 @@
 //! in the trailers.
 //!
 //! A message is admitted and has its room reserved before it is read, like any other body; libraries
-//! of gRPC read it first.
+//! of gRPC read it first. Calls without admission bring next to nothing.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -39,6 +39,8 @@ const CODE: HeaderName = HeaderName::from_static("blindai-code");
 const PREFIX_BYTES: usize = 5;
 /// The largest message of a method that takes no tensors.
 const CONTROL_BYTES: u64 = 64 * 1024;
+/// The largest message of a call that is not admitted: a name and a version.
+const TINY_BYTES: usize = 1024;
 
 /// A call, of which nothing but the head has been read.
 pub struct Call {
@@ -61,25 +63,36 @@ pub struct Answer {
 impl Call {
     /// Answers with what `method` makes of the one small message of this call.
     pub async fn tell(
-        self,
+        mut self,
         method: impl FnOnce(&Service, &Principal, Bytes) -> Result<Bytes>,
     ) -> Response {
-        let principal = match self.known(Right::Use) {
-            Ok(principal) => principal.clone(),
-            Err(error) => return refuse(error),
+        let (service, principal) = (self.service.clone(), self.known(Right::Use).cloned());
+        let told = async {
+            let principal = principal?;
+            let _admission = service.admit(&principal)?;
+            let (message, _held) = self.messages.only(&service, CONTROL_BYTES).await?;
+            method(&service, &principal, message)
         };
-        self.tell_anybody(|service, message| method(service, &principal, message))
-            .await
+        respond(told.await.map(Answer::from))
     }
 
-    /// The same for methods that say nothing of models.
+    /// The same for what may be asked at any time, without a place among the requests in progress.
+    pub async fn tell_at_once(
+        mut self,
+        method: impl FnOnce(&Service, &Principal, Bytes) -> Result<Bytes>,
+    ) -> Response {
+        let (service, principal) = (self.service.clone(), self.known(Right::Use).cloned());
+        let told = async { method(&service, &principal?, self.messages.tiny().await?) };
+        respond(told.await.map(Answer::from))
+    }
+
+    /// The same for methods that say nothing of models, and have nothing to be told.
     pub async fn tell_anybody(
         mut self,
-        method: impl FnOnce(&Service, Bytes) -> Result<Bytes>,
+        method: impl FnOnce(&Service) -> Result<Bytes>,
     ) -> Response {
-        let read = self.messages.only(&self.service, CONTROL_BYTES).await;
-        let told = read.and_then(|(message, _held)| method(&self.service, message));
-        respond(told.map(Answer::from))
+        let read = self.messages.tiny().await;
+        respond(read.and_then(|_| method(&self.service)).map(Answer::from))
     }
 
     /// Answers with what `method` makes of the one message of this call, which may be large.
@@ -258,11 +271,32 @@ impl Messages {
     async fn only(&mut self, service: &Service, limit: u64) -> Result<(Bytes, Reservation)> {
         let prefix = self.prefix(false).await?.ok_or_else(incomplete)?;
         let message = self.message(service, prefix, limit).await?;
+        self.end().await?;
+        Ok(message)
+    }
+
+    async fn end(&mut self) -> Result<()> {
         if !self.rest.is_empty() || self.chunks.next().await?.is_some() {
             let fact = "the call has more than one message";
             return Err(Error::new(Code::InvalidRequest, fact));
         }
-        Ok(message)
+        Ok(())
+    }
+
+    /// The only message of a call for which no room is reserved: anybody may send many of them, so
+    /// they must be small as they stand, and nothing is inflated for them.
+    async fn tiny(&mut self) -> Result<Bytes> {
+        let Prefix { coding, length } = self.prefix(false).await?.ok_or_else(incomplete)?;
+        if coding != Coding::Identity || length > TINY_BYTES {
+            let fact = format!("the message is compressed or has more than {TINY_BYTES} bytes");
+            return Err(Error::new(Code::BodyTooLarge, fact));
+        }
+        let mut message = Vec::new();
+        while message.len() < length {
+            message.extend_from_slice(&self.piece(length - message.len()).await?);
+        }
+        self.end().await?;
+        Ok(message.into())
     }
 
     /// What is said of the next message; `None` after the last.
@@ -311,7 +345,7 @@ impl Messages {
             let reservation = service.reserve_body(length as u64)?;
             return Ok((self.rest.split_to(length), reservation));
         }
-        let mut decoder = Decoder::new(service, coding, Some(length as u64))?;
+        let mut decoder = Decoder::new(service, coding, Some(length as u64), limit)?;
         let mut left = length;
         while left > 0 {
             let piece = self.piece(left).await?;

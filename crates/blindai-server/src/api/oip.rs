@@ -10,6 +10,7 @@ use blindai_engine::Isolation;
 
 use super::{busy, receipt};
 use crate::access::Principal;
+use crate::budget::Reservation;
 use crate::service::{Service, Turn};
 
 /// Runs the model, ranks the outputs of which a classification was asked for, and signs a receipt
@@ -37,6 +38,21 @@ pub async fn infer(
     Ok((response, model))
 }
 
+/// Takes room for inputs that do not stay slices of their message: together no more than a body may
+/// have, and no more than is left.
+pub fn room(service: &Service, held: &mut Reservation) -> impl FnMut(u64) -> Result<()> {
+    let limit = service.limits().body_bytes;
+    let mut taken = 0;
+    move |bytes| {
+        taken += bytes;
+        if taken > limit {
+            let fact = format!("the inputs take more bytes than limits.body_bytes, {limit}");
+            return Err(Error::new(Code::BodyTooLarge, fact));
+        }
+        service.grow_held(held, bytes)
+    }
+}
+
 /// The bytes of all outputs.
 pub fn size(response: &InferResponse) -> usize {
     let outputs = response.outputs.iter();
@@ -59,7 +75,6 @@ pub fn server(service: &Service) -> ServerMetadata {
 
 /// Every version of every model that the principal may use.
 pub fn index(service: &Service, principal: &Principal) -> Result<Vec<IndexEntry>> {
-    let _admission = service.admit(principal)?;
     Ok(service
         .list(principal)?
         .iter()
@@ -96,7 +111,6 @@ pub async fn load(
 /// [`Code::ModelNotFound`]; [`Code::MethodNotAllowed`] when it lives in memory only, so that to unload
 /// it would be to delete it, and its owner could not load it again.
 pub fn unload(service: &Service, principal: &Principal, name: &str) -> Result<()> {
-    let _admission = service.admit(principal)?;
     if service.unload(principal, name)? {
         return Ok(());
     }

@@ -39,23 +39,22 @@ pub fn routes() -> Router<Arc<Service>> {
 }
 
 async fn server_live(call: Call) -> Response {
-    call.tell_anybody(|_, _| Ok(messages::encode_flag(true)))
-        .await
+    call.tell_anybody(|_| Ok(messages::encode_flag(true))).await
 }
 
 async fn server_ready(call: Call) -> Response {
-    call.tell_anybody(|service, _| Ok(messages::encode_flag(service.is_ready())))
+    call.tell_anybody(|service| Ok(messages::encode_flag(service.is_ready())))
         .await
 }
 
 async fn server_metadata(call: Call) -> Response {
-    call.tell_anybody(|service, _| Ok(oip::server(service).to_protobuf()))
+    call.tell_anybody(|service| Ok(oip::server(service).to_protobuf()))
         .await
 }
 
 /// A model that is not there is not ready; that is no error, but who may ask for none is refused.
 async fn model_ready(call: Call) -> Response {
-    call.tell(|service, principal, message| {
+    call.tell_at_once(|service, principal, message| {
         let ModelId { name, version } = decode_model(message)?;
         match service.describe(principal, &name, version.as_deref()) {
             Err(error) if error.code() != Code::ModelNotFound => Err(error),
@@ -67,7 +66,6 @@ async fn model_ready(call: Call) -> Response {
 
 async fn model_metadata(call: Call) -> Response {
     call.tell(|service, principal, message| {
-        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
         let (info, versions) = service.describe(principal, &name, version.as_deref())?;
         Ok(ModelMetadata::new(&info, versions).to_protobuf())
@@ -77,7 +75,6 @@ async fn model_metadata(call: Call) -> Response {
 
 async fn model_config(call: Call) -> Response {
     call.tell(|service, principal, message| {
-        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
         let (info, _) = service.describe(principal, &name, version.as_deref())?;
         Ok(ModelConfig::new(&info).to_protobuf())
@@ -87,7 +84,6 @@ async fn model_config(call: Call) -> Response {
 
 async fn model_statistics(call: Call) -> Response {
     call.tell(|service, principal, message| {
-        let _admission = service.admit(principal)?;
         let ModelId { name, version } = decode_model(message)?;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
         Ok(service
@@ -168,14 +164,10 @@ impl Method for StreamInfer {
 }
 
 async fn infer(service: &Service, message: Bytes, turn: Turn<'_>) -> Result<InferResponse> {
-    let limit = service.limits().body_bytes;
-    let call = busy(message.len(), || messages::decode_infer(message, limit))?;
-    let InferCall {
-        model,
-        mut request,
-        copied,
-    } = call;
-    let _held = service.reserve_body(copied)?;
+    let mut held = service.reserve_body(0)?;
+    let InferCall { model, mut request } = busy(message.len(), || {
+        messages::decode_infer(message, &mut oip::room(service, &mut held))
+    })?;
     let version = model.version.as_deref();
     let (response, _) = oip::infer(service, &model.name, version, &mut request, turn).await?;
     Ok(response)

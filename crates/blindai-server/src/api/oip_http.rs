@@ -16,6 +16,7 @@ use blindai_core::oip::{
 use blindai_core::pins::MODEL;
 use blindai_core::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::body::{Parts, collect};
 use super::coding::Coding;
@@ -118,6 +119,7 @@ async fn index(
     State(service): State<Arc<Service>>,
     principal: Principal,
 ) -> Answer<Json<Vec<IndexEntry>>> {
+    let _admission = service.admit(&principal)?;
     Ok(Json(oip::index(&service, &principal)?))
 }
 
@@ -147,6 +149,7 @@ async fn unload(
     principal: Principal,
     Params(name): Params<String>,
 ) -> Answer<StatusCode> {
+    let _admission = service.admit(&principal)?;
     oip::unload(&service, &principal, &name)?;
     Ok(StatusCode::OK)
 }
@@ -173,8 +176,11 @@ async fn run(
     let asked = receipt::asked(headers)?;
     let deadline = admission.deadline;
     let (body, mut held) = collect(service, headers, body, deadline).await?;
-    let mut request = busy(header_length.unwrap_or(body.len()), || {
-        decode_request(body, header_length)
+    let text = header_length.unwrap_or(body.len());
+    // The names in it, and what else is read from it beside tensors.
+    service.grow_held(&mut held, text as u64)?;
+    let mut request = busy(text, || {
+        decode_request(body, header_length, &mut oip::room(service, &mut held))
     })?;
     let version = id.version.as_deref();
     let turn = Turn {
@@ -187,12 +193,18 @@ async fn run(
     let (mut response, model) = answered;
     let receipt = response.receipt.take_if(|_| in_header);
     let (size, coding) = (oip::size(&response), Coding::wanted(headers));
+    service.grow_held(&mut held, size as u64)?;
     let encoded = busy(size, || {
-        let mut encoded = encode_response(&response, |output| request.format_of(output))?;
-        encoded.parts = coding.compress(encoded.parts);
+        let format = |output: &str| request.format_of(output);
+        let mut grow = |bytes| service.grow_held(&mut held, bytes);
+        let mut encoded = encode_response(&response, format, &mut grow)?;
+        if coding != Coding::Identity {
+            // As much again: that anything becomes shorter is not certain.
+            grow(encoded.len() as u64)?;
+            encoded.parts = coding.compress(encoded.parts);
+        }
         Ok(encoded)
     })?;
-    service.grow_held(&mut held, encoded.len() as u64)?;
     let mut response = write(encoded, coding, (admission, held))?;
     if let Some(receipt) = receipt {
         receipt::tell(response.headers_mut(), &receipt);
@@ -205,19 +217,25 @@ async fn run(
 }
 
 fn has_parameters(body: &[u8]) -> Result<bool> {
+    // Files may stand in it: nothing of them is kept.
     #[derive(Deserialize)]
-    struct Load {
-        #[serde(default)]
-        parameters: serde_json::Map<String, serde_json::Value>,
+    struct Load<'a> {
+        #[serde(borrow)]
+        parameters: Option<&'a RawValue>,
     }
     if body.is_empty() {
         return Ok(false);
     }
-    let load: Load = serde_json::from_slice(body).map_err(|_| {
+    let misread = || {
         let fact = "the body is not an object with parameters";
         Error::new(Code::InvalidRequest, fact)
-    })?;
-    Ok(!load.parameters.is_empty())
+    };
+    let load: Load<'_> = serde_json::from_slice(body).map_err(|_| misread())?;
+    let Some(parameters) = load.parameters else {
+        return Ok(false);
+    };
+    let inside = parameters.get().strip_prefix('{').ok_or_else(misread)?;
+    Ok(inside.trim_start() != "}")
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {

@@ -75,18 +75,18 @@ async fn run_model(
 }
 
 async fn server_info(call: Call) -> Response {
-    call.tell_anybody(|_, _| Ok(write_text(PROTOCOL.as_bytes())))
+    call.tell_anybody(|_| Ok(write_text(PROTOCOL.as_bytes())))
         .await
 }
 
 async fn certificate(call: Call) -> Response {
-    call.tell_anybody(|service, _| Ok(write_text(&service.certificate())))
+    call.tell_anybody(|service| Ok(write_text(&service.certificate())))
         .await
 }
 
 async fn sgx_quote(Extension(share): Extension<Share>, call: Call) -> Response {
     let document = call.service.attest(None, &share).await;
-    call.tell_anybody(|service, _| sgx_evidence(&document?, &service.certificate()))
+    call.tell_anybody(|service| sgx_evidence(&document?, &service.certificate()))
         .await
 }
 

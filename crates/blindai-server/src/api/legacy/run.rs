@@ -44,7 +44,8 @@ pub async fn run(call: &mut Call, uploads: &Uploads, last: &LastSent) -> Result<
 
 async fn receive(call: &mut Call, service: &Service) -> Result<(RunModel, Bytes, Reservation)> {
     let (head, first, _room) = first_piece::<RunModel>(call).await?;
-    let mut input = Decoder::new(service, Coding::Identity, None)?;
+    let limit = service.limits().body_bytes;
+    let mut input = Decoder::new(service, Coding::Identity, None, limit)?;
     input.push(&first)?;
     while let Some((data, _room)) = next_piece(call, &head).await? {
         input.push(&data)?;
