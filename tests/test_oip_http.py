@@ -153,6 +153,27 @@ def test_room_is_taken_for_what_comes_out(strict: Server):
         assert client.infer("same", {"x": ONES})["y"].shape == ONES.shape
 
 
+def test_bytes_alone_are_the_only_input(server: Server, same: str):
+    """Triton's raw binary request: nothing of it is JSON, and the answer is in binary."""
+    path = f"/v2/models/{same}/infer"
+    raw = {"Inference-Header-Content-Length": "0"}
+    values = np.arange(6, dtype=np.float32)
+    with server.http() as http:
+        answer = http.request("POST", path, values.tobytes(), **raw)
+        length = int(answer.headers["inference-header-content-length"])
+        (output,) = json.loads(answer.body[:length])["outputs"]
+        assert (output["name"], output["shape"]) == ("y", [6])
+        assert answer.body[length:] == values.tobytes()
+    cases = [
+        (path, b"12345", 400, "input-shape"),
+        ("/v2/models/none/infer", b"1234", 404, "model-not-found"),
+    ]
+    for path, body, status, code in cases:
+        with server.http() as http:
+            answer = http.request("POST", path, body, **raw)
+        assert (answer.status, answer.json["code"]) == (status, code)
+
+
 TENSOR = b'{"inputs":[{"name":"x","datatype":"INT64","shape":[%d],"data":[%s]}]}'
 BOMBS = {
     "outputs": b'{"inputs":[],"outputs":[%s]}' % b",".join([b'{"name":""}'] * 80_000),

@@ -23,6 +23,7 @@ import triton
 from conftest import connect
 from support import PATIENCE, Http, Server, binary, has_ended, run_slowly, wait_for
 from test_observability import Metrics, metrics_with
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import blindai
 
@@ -396,6 +397,18 @@ def test_a_stop_waits_for_who_waits_for_a_load(tmp_path: Path, size: int):
         assert asked.result() == 1
 
 
+def ready(server: Server, client: blindai.Client, protocol: str) -> list[str]:
+    """The models of an index of those that are ready. No client of Triton asks for it."""
+    if protocol == "http":
+        with server.http() as http:
+            index = http.request("POST", "/v2/repository/index", {"ready": True}).json
+        return [model["name"] for model in index]
+    with triton.channel_to(server, client) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True))
+    return [model.name for model in index.models]
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_the_repository(tmp_path: Path, protocol: str):
     with Server(tmp_path, models=[entry(tmp_path, "a", 1)]) as server, connect(server) as client:
@@ -413,6 +426,7 @@ def test_the_repository(tmp_path: Path, protocol: str):
             oip.unload_model("a")
             assert state("a")[0] == "UNAVAILABLE"
             assert state("a")[1].startswith("unloaded")
+            assert ready(server, client, protocol) == ["up"]
             wait_for(lambda: len(server.workers()) == 1, "its worker to end")
             # A request would be answered, so whoever asks first may send it.
             assert oip.is_model_ready("a")

@@ -1,10 +1,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::ShapeText;
-use crate::{Code, DType, Digest, Error, NamedTensor, Result};
+use crate::{Code, DType, Digest, Error, NamedTensor, Result, Tensor};
 
 /// The longest model name or version, in bytes.
 const NAME_BYTES: usize = 128;
@@ -185,6 +186,42 @@ impl Signature {
         }
     }
 
+    /// The only input, from nothing but its bytes: their number says the one size that is open.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] for a model whose input needs to be described, [`Code::InputShape`] for
+    /// bytes that fill no such tensor.
+    pub fn raw_input(&self, data: Bytes) -> Result<NamedTensor> {
+        let described = || {
+            let fact = "bytes alone do not say what this model takes";
+            Error::new(Code::InvalidRequest, fact).with_remedy("describe the inputs in JSON")
+        };
+        let [spec] = &self.inputs[..] else {
+            return Err(described());
+        };
+        let (size, shape) = spec
+            .dtype
+            .size()
+            .zip(spec.shape.as_ref())
+            .ok_or_else(described)?;
+        let fixed = shape.iter().filter_map(|dim| match dim {
+            Dim::Fixed(size) => Some(*size),
+            _ => None,
+        });
+        if fixed.clone().count() + 1 < shape.len() {
+            return Err(described());
+        }
+        let known = fixed.fold(size, usize::saturating_mul);
+        let open = data.len() / known.max(1);
+        let shape = shape.iter().map(|dim| match dim {
+            Dim::Fixed(size) => *size,
+            _ => open,
+        });
+        Tensor::new(spec.dtype, shape.collect(), data)
+            .map(|tensor| NamedTensor::new(&spec.name, tensor))
+            .map_err(|error| Error::new(Code::InputShape, error.fact()))
+    }
+
     /// Checks the names of the outputs that were asked for.
     ///
     /// # Errors
@@ -308,7 +345,6 @@ fn loaded() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Tensor;
 
     fn spec(name: &str, shape: Option<Vec<Dim>>) -> TensorSpec {
         TensorSpec {
@@ -377,5 +413,39 @@ mod tests {
             assert!(bad.parse::<ModelName>().is_err(), "{bad}");
         }
         assert!("resnet50-v1.5_int8".parse::<ModelName>().is_ok());
+    }
+
+    #[test]
+    fn bytes_say_the_one_size_that_is_open() {
+        let of = |shape: Option<Vec<Dim>>, bytes: usize| {
+            let signature = Signature {
+                inputs: vec![TensorSpec {
+                    dtype: DType::U16,
+                    ..spec("x", shape)
+                }],
+                outputs: Vec::new(),
+            };
+            let read = signature.raw_input(vec![0; bytes].into());
+            read.map(|input| input.tensor.shape().to_vec())
+                .map_err(|error| error.code())
+        };
+        let open = Dim::Symbolic("n".into());
+        let rows = || Some(vec![open.clone(), Dim::Fixed(3)]);
+        assert_eq!(of(rows(), 12), Ok(vec![2, 3]));
+        assert_eq!(of(rows(), 0), Ok(vec![0, 3]));
+        assert_eq!(of(rows(), 13), Err(Code::InputShape));
+        assert_eq!(of(Some(vec![Dim::Fixed(3)]), 6), Ok(vec![3]));
+        assert_eq!(of(Some(vec![Dim::Fixed(3)]), 8), Err(Code::InputShape));
+        assert_eq!(
+            of(Some(vec![Dim::Fixed(0), open.clone()]), 2),
+            Err(Code::InputShape)
+        );
+        assert_eq!(
+            of(Some(vec![open.clone(), open.clone()]), 6),
+            Err(Code::InvalidRequest)
+        );
+        assert_eq!(of(None, 6), Err(Code::InvalidRequest));
+        let many = signature().raw_input(Bytes::new());
+        assert_eq!(many.unwrap_err().code(), Code::InvalidRequest);
     }
 }

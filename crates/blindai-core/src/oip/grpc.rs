@@ -51,6 +51,20 @@ pub fn decode_load(message: Bytes) -> Result<(String, bool)> {
     Ok((name, parameters))
 }
 
+/// Reads `RepositoryIndexRequest`: whether only what is ready is asked for.
+///
+/// # Errors
+/// [`Code::InvalidRequest`]
+pub fn decode_index(message: Bytes) -> Result<bool> {
+    let mut ready = false;
+    for field in Fields::of(message) {
+        if let (2, Value::Varint(flag)) = field? {
+            ready = flag != 0;
+        }
+    }
+    Ok(ready)
+}
+
 /// Reads `ModelInferRequest`. Typed contents take room beside the message: a number of eight bytes may
 /// be one in it.
 ///
@@ -586,6 +600,18 @@ mod tests {
         assert_eq!(code(deep), Code::InputData);
         let many = decode(|m| (0..=TENSORS).for_each(|_| m.element(5, b"")));
         assert_eq!(code(many), Code::InvalidRequest);
+    }
+
+    #[test]
+    fn an_index_may_be_of_what_is_ready() {
+        for (flag, ready) in [(0, false), (1, true)] {
+            let message = Message::of(|m| {
+                m.text(1, "all");
+                m.integer(2, flag);
+            });
+            assert_eq!(decode_index(message).unwrap(), ready);
+        }
+        assert!(!decode_index(Bytes::new()).unwrap());
     }
 
     #[test]

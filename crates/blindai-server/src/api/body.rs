@@ -25,19 +25,20 @@ pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// Reads a whole body of bounded size, compressed or not. The reservation is to be held as long as
-/// the bytes.
+/// Reads a whole body of at most `limit` bytes, compressed or not. The reservation is to be held as
+/// long as the bytes.
 pub async fn collect(
     service: &Service,
     headers: &HeaderMap,
     body: Body,
+    limit: u64,
     deadline: Instant,
 ) -> Result<(Bytes, Reservation)> {
     let mut decoder = Decoder::new(
         service,
         Coding::named(headers, "content-encoding")?,
         announced_length(headers),
-        service.limits().body_bytes,
+        limit,
     )?;
     let mut incoming = Chunks::new(body, service.limits().idle(), deadline);
     while let Some(chunk) = incoming.next().await? {

@@ -188,7 +188,7 @@ impl<'a> Held<'a> {
     /// keep others out.
     fn new(service: &'a Service, announced: u64, limit: u64) -> Result<Self> {
         service.check_body(announced)?;
-        let first = announced.min(STEP_BYTES);
+        let first = announced.min(STEP_BYTES).min(limit);
         let reservation = service.reserve_body(first)?;
         Ok(Self {
             service,

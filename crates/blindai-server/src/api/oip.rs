@@ -73,13 +73,11 @@ pub fn server(service: &Service) -> ServerMetadata {
     }
 }
 
-/// Every version of every model that the principal may use.
-pub fn index(service: &Service, principal: &Principal) -> Result<Vec<IndexEntry>> {
-    Ok(service
-        .list(principal)?
-        .iter()
-        .map(IndexEntry::new)
-        .collect())
+/// Every version of every model that the principal may use, or of them those that are ready.
+pub fn index(service: &Service, principal: &Principal, ready: bool) -> Result<Vec<IndexEntry>> {
+    let models = service.list(principal)?;
+    let listed = models.iter().filter(|model| model.loaded || !ready);
+    Ok(listed.map(IndexEntry::new).collect())
 }
 
 /// Brings the newest version of a model into memory, if it is not there.

@@ -94,10 +94,10 @@ async fn model_statistics(call: Call) -> Response {
 }
 
 async fn repository_index(call: Call) -> Response {
-    call.tell(|service, principal, _| {
-        Ok(IndexEntry::list_to_protobuf(&oip::index(
-            service, principal,
-        )?))
+    call.tell(|service, principal, message| {
+        let ready = messages::decode_index(message)?;
+        let entries = oip::index(service, principal, ready)?;
+        Ok(IndexEntry::list_to_protobuf(&entries))
     })
     .await
 }

@@ -10,11 +10,12 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use blindai_core::oip::{
-    Encoded, HEADER_LENGTH, IndexEntry, ModelConfig, ModelMetadata, ServerMetadata, StatisticsList,
-    decode_request, encode_response,
+    Encoded, HEADER_LENGTH, IndexEntry, InferRequest, ModelConfig, ModelMetadata, ServerMetadata,
+    StatisticsList, decode_request, encode_response,
 };
 use blindai_core::pins::MODEL;
 use blindai_core::{Code, Error, Result};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -23,7 +24,11 @@ use super::coding::Coding;
 use super::params::Params;
 use super::{ApiError, busy, oip, receipt};
 use crate::access::Principal;
+use crate::budget::Reservation;
 use crate::service::{Service, Turn};
+
+/// The largest body of a request that brings no tensors.
+const CONTROL_BYTES: u64 = 64 * 1024;
 
 type Answer<T> = std::result::Result<T, ApiError>;
 
@@ -118,9 +123,30 @@ async fn all_statistics(
 async fn index(
     State(service): State<Arc<Service>>,
     principal: Principal,
+    headers: HeaderMap,
+    body: Body,
 ) -> Answer<Json<Vec<IndexEntry>>> {
-    let _admission = service.admit(&principal)?;
-    Ok(Json(oip::index(&service, &principal)?))
+    let admission = service.admit(&principal)?;
+    let deadline = admission.deadline;
+    let (body, _held) = collect(&service, &headers, body, CONTROL_BYTES, deadline).await?;
+    let ready = only_ready(&body)?;
+    Ok(Json(oip::index(&service, &principal, ready)?))
+}
+
+fn only_ready(body: &[u8]) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(default)]
+        ready: bool,
+    }
+    if body.is_empty() {
+        return Ok(false);
+    }
+    let index: Index = serde_json::from_slice(body).map_err(|_| {
+        let fact = "the body is not an object in which ready is a Boolean";
+        Error::new(Code::InvalidRequest, fact)
+    })?;
+    Ok(index.ready)
 }
 
 async fn load(
@@ -131,7 +157,8 @@ async fn load(
     body: Body,
 ) -> Answer<StatusCode> {
     let admission = service.admit(&principal)?;
-    let (body, _held) = collect(&service, &headers, body, admission.deadline).await?;
+    let (limit, deadline) = (service.limits().body_bytes, admission.deadline);
+    let (body, _held) = collect(&service, &headers, body, limit, deadline).await?;
     let with_parameters = has_parameters(&body)?;
     oip::load(
         &service,
@@ -174,15 +201,17 @@ async fn run(
     let admission = service.admit(principal)?;
     let header_length = header_length(headers)?;
     let asked = receipt::asked(headers)?;
-    let deadline = admission.deadline;
-    let (body, mut held) = collect(service, headers, body, deadline).await?;
-    let text = header_length.unwrap_or(body.len());
-    // The names in it, and what else is read from it beside tensors.
-    service.grow_held(&mut held, text as u64)?;
-    let mut request = busy(text, || {
-        decode_request(body, header_length, &mut oip::room(service, &mut held))
-    })?;
+    let (limit, deadline) = (service.limits().body_bytes, admission.deadline);
+    let (body, mut held) = collect(service, headers, body, limit, deadline).await?;
     let version = id.version.as_deref();
+    let mut request = match header_length {
+        // Nothing of it is JSON.
+        Some(0) => {
+            let (model, _) = service.describe(principal, &id.name, version)?;
+            InferRequest::new(vec![model.signature.raw_input(body)?])
+        }
+        _ => decode(service, body, header_length, &mut held)?,
+    };
     let turn = Turn {
         principal,
         deadline,
@@ -214,6 +243,20 @@ async fn run(
         response.headers_mut().insert(MODEL, digest);
     }
     Ok(response)
+}
+
+fn decode(
+    service: &Service,
+    body: Bytes,
+    header_length: Option<usize>,
+    held: &mut Reservation,
+) -> Result<InferRequest> {
+    let text = header_length.unwrap_or(body.len());
+    // The names in it, and what else is read from it beside tensors.
+    service.grow_held(held, text as u64)?;
+    busy(text, || {
+        decode_request(body, header_length, &mut oip::room(service, held))
+    })
 }
 
 fn has_parameters(body: &[u8]) -> Result<bool> {
