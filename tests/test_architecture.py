@@ -100,3 +100,12 @@ def test_every_code_of_an_error_is_documented() -> None:
     documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", (ROOT / "docs/api.md").read_text()))
     assert len(codes) > 20
     assert codes <= documented, f"not in docs/api.md: {codes - documented}"
+
+
+def test_every_status_over_http_has_one_of_grpc() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    rows = re.findall(r"^\| `[A-Z_]+` \| (.*) \|$", page, re.M)
+    told = set(re.findall(r"\b\d{3}\b", " ".join(rows)))
+    statuses = set(re.findall(r"^\| (\d{3}) \| ", page, re.M))
+    assert len(statuses) > 10
+    assert statuses - told == {"415"}  # what is no call of gRPC
