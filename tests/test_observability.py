@@ -227,22 +227,63 @@ def test_evidence_and_budgets_are_told(server: Server):
 
 # Logs
 
+Event = tuple[str, str, frozenset[str]]
+
+
+def documented() -> Iterator[Event]:
+    """Level, message and fields of the events in the table."""
+    rows = re.findall(r"^\| (error|warn|info|debug) \| (.*?) \|(.*)\|$", PAGE, re.MULTILINE)
+    for level, messages, fields in rows:
+        for message in re.findall(r"`([^`]+)`", messages):
+            yield level, message, frozenset(re.findall(r"`([a-z_]+)`", fields))
+
+
+def in_sources() -> Iterator[Event]:
+    """The same of all events in the sources, whether a test makes them happen or not."""
+    text = r'"((?:[^"\\]|\\.)*)"'
+    for file in sorted((ROOT / "crates").glob("*/src/**/*.rs")):
+        source = file.read_text()
+        assert "use tracing::" not in source, file
+        # The last argument is the message, a literal.
+        event = rf"tracing::(\w+)!\(((?:[^;]*?,)??)\s*{text},?\s*\)"
+        found = re.findall(event, source, re.DOTALL)
+        assert [level for level, *_ in found] == re.findall(r"tracing::(\w+)!", source), file
+        for level, before, message in found:
+            message = re.sub(r"\\\n\s*", "", message)
+            constant = re.fullmatch(r"\{([A-Z]+)\}", message)
+            if constant:
+                message = re.search(rf"const {constant[1]}: &str = {text}", source)[1]
+            fields = re.findall(r"(?:^|,)\s*%?(\w+)(?=\s*=[^=]|\s*,)", before)
+            yield level, message, frozenset(fields)
+
+
+def fits(told: str, message: str) -> bool:
+    return told == message or (message.endswith("…") and told.startswith(message[:-1]))
+
+
+def test_every_event_of_the_sources_is_documented_and_no_other():
+    events, page = list(in_sources()), list(documented())
+    assert len(events) > 25
+    for level, told, fields in events:
+        rows = [row for row in page if row[0] == level and fits(told, row[1])]
+        assert len(rows) == 1, (level, told)
+        assert fields == rows[0][2], told
+    for level, message, _ in page:
+        assert any(level == of and fits(told, message) for of, told, _ in events), message
+
 
 def test_every_line_is_json_with_documented_fields(server: Server, client: blindai.Client):
     with server.http() as http:
         http.get("/v1/models/absent", x_request_id="mine")
         http.get("/v2")
-    rows = re.findall(r"^\| (?:error|warn|info|debug)[^|]*\|(.*?)\|(.*?)\|$", PAGE, re.M)
-    fields = {"timestamp", "level", "message", "target"}
-    fields |= {name for _, text in rows for name in re.findall(r"`([a-z_]+)`", text)} | {"code"}
-    messages = [name for names, _ in rows for name in re.findall(r"`([^`]+)`", names)]
     lines = events(server)
     for line in lines:
-        assert line.keys() <= fields, line
-        told = line["message"]
-        assert any(told == m or (m.endswith("…") and told.startswith(m[:-1])) for m in messages), (
-            told
-        )
+        (fields,) = {
+            fields
+            for level, message, fields in documented()
+            if level == line["level"].lower() and fits(line["message"], message)
+        }
+        assert line.keys() - {"timestamp", "level", "message", "target"} <= fields, line
     (refused,) = [line for line in lines if line.get("id") == "mine"]
     assert (refused["message"], refused["code"]) == ("refused", "model-not-found")
     assert (refused["route"], refused["port"]) == ("/v1/models/{name}", "attested")
