@@ -102,6 +102,35 @@ def test_every_code_of_an_error_is_documented() -> None:
     assert codes <= documented, f"not in docs/api.md: {codes - documented}"
 
 
+def test_every_code_of_the_client_is_documented_with_what_to_do() -> None:
+    source = (ROOT / "crates/blindai-client/src/error.rs").read_text().split("#[cfg(test)]")[0]
+    classes = {"Unproven": "attestation", "Connection": "connection", "Local": "local"}
+    codes, remedies = {"policy-invalid": "policy"}, []
+    for function in source.split("pub(crate) fn ")[1:]:
+        for kind, code in re.findall(r'Cause::(\w+)\("([a-z-]+)"\)', function):
+            codes[code] = classes[kind]
+            remedies += [(code, text) for text in re.findall(r'remedy =\s+"(.+)";', function)]
+    page = (ROOT / "docs/verification.md").read_text().split("### Of the client\n")[1]
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| .+ \| (.+) \|$", page, re.M)
+    assert len(rows) > 20
+    assert dict(row[:2] for row in rows) == codes
+    told = {code: remedy for code, _, remedy in rows}
+    assert len(remedies) > 15
+    assert [told[code] for code, _ in remedies] == [remedy for _, remedy in remedies]
+
+
+def test_every_code_of_the_python_package_is_documented() -> None:
+    folders = [ROOT / "python/blindai", ROOT / "python/src"]
+    files = [
+        file for folder in folders for file in folder.rglob("*") if file.suffix in (".py", ".rs")
+    ]
+    raised = r'(?:\w+Error|error::policy|malformed)\(\s*"([a-z]+(?:-[a-z]+)*)"'
+    codes = {code for file in files for code in re.findall(raised, file.read_text())}
+    pages = [(ROOT / "docs" / page).read_text() for page in ("api.md", "verification.md")]
+    assert len(codes) > 15
+    assert {code for code in codes if not any(f"`{code}`" in page for page in pages)} == set()
+
+
 def test_every_status_over_http_has_one_of_grpc() -> None:
     page = (ROOT / "docs/api.md").read_text()
     rows = re.findall(r"^\| `[A-Z_]+` \| (.*) \|$", page, re.M)
