@@ -7,8 +7,8 @@
 Both sides run ONNX Runtime 1.28.0 with the same number of threads, on this machine, in turns within
 one run, because machines are noisy: blocks of calls in a row, each after a warm-up; a ratio is the
 median over the pairs of blocks. `identity` copies four bytes, so its baseline is next to nothing
-and ours is the price of the whole path; read its milliseconds, not its ratio. The table shows the
-target of each row; a busy machine misses some.
+and ours is the price of the whole path; read its milliseconds, not its ratio. The table shows
+targets where there are some; a busy machine misses them.
 
 Throughput comes from `blindai bench`, which puts the same load on ours and on the peers. What ONNX
 Runtime could do at best is measured in process: the best of several sizes of a batch.
