@@ -303,6 +303,32 @@ def helped(command: tuple[str, ...]) -> str:
     return subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    listed = re.findall(r"^\| `blindai ([^`]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(" ".join(command) for command in leaves(()))
+
+
+def test_every_option_is_documented() -> None:
+    """On the page of its command, or on that of the command line."""
+    for command in leaves(()):
+        pages = {"bench": "benchmarks.md", "proxy": "proxy.md"}
+        pages = ["cli.md", *([pages[command[0]]] if command[0] in pages else [])]
+        text = "".join((ROOT / "docs" / page).read_text() for page in pages)
+        options = re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", helped(command), re.MULTILINE)
+        told = re.findall(r"--[a-z][a-z-]*", text)
+        assert set(options) - set(told) <= {"--help"}, command
+
+
+def leaves(command: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The commands that are not only there for others below them."""
+    below = subcommands(command) - {"help"}
+    for each in below:
+        yield from leaves((*command, each))
+    if not below:
+        yield command
+
+
 def test_commands_that_there_are_not_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```\nblindai attest host:1 --polcy p.toml\n```\n`blindai atest`\n")
