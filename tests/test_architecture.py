@@ -55,6 +55,18 @@ def test_crates_depend_in_one_direction() -> None:
         assert seen[crate] <= allowed, f"{crate} depends on {seen[crate] - allowed}"
 
 
+def test_the_page_draws_the_same_direction() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^(blindai-\w+|python/) +[^→\n]+(?:→ (.*))?$", page, re.M)
+    drawn = {
+        name.replace("python/", "blindai-python"): {
+            f"blindai-{to}" for to in re.findall(r"\w+", tos)
+        }
+        for name, tos in rows
+    }
+    assert drawn == ALLOWED
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     source = (ROOT / "crates/blindai-server/src/config.rs").read_text()
     docs = (ROOT / "docs/configuration.md").read_text()
