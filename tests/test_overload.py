@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import graphs
+import grpc
 import http2
 import numpy as np
 import pytest
+import triton
 from bystander import Bystander
 from conftest import SUMMARY, connect
 from support import (
@@ -26,6 +28,7 @@ from support import (
     tls_socket,
     wait_for,
 )
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import blindai
 
@@ -250,6 +253,55 @@ def test_senders_who_trickle_lose_their_places_to_others(patient: Server, crowd:
             return infers(client)
 
         wait_for(is_answered, "a place to come free")
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_senders_who_trickle_over_grpc_lose_their_places_too(
+    patient: Server, crowd: list, method: str
+):
+    """When nobody is there but callers of gRPC, whose refusals have the status 200."""
+    held = [trickled_message(patient.port, method) for _ in range(4)]
+    crowd.extend(held)
+    with connect(patient) as client, triton.channel_to(patient, client) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        wait_for(lambda: not infers_over_grpc(stub), "all places to be taken")
+
+        def is_answered() -> bool:
+            for one in held:
+                with contextlib.suppress(OSError):
+                    one.send(http2.frame(http2.DATA, b"\0", stream=1))
+            time.sleep(0.1)
+            return infers_over_grpc(stub)
+
+        wait_for(is_answered, "a place to come free")
+
+
+def trickled_message(port: int, method: str) -> http2.Connection:
+    connection = http2.Connection(port)
+    path = f"/inference.GRPCInferenceService/{method}"
+    head = http2.request(1, path, "POST", content_type="application/grpc", te="trailers")
+    prefix = b"\0" + (100_000).to_bytes(4, "big")
+    connection.send(head, http2.frame(http2.DATA, prefix, stream=1))
+    return connection
+
+
+def infers_over_grpc(stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
+    try:
+        stub.ModelInfer(echo_request(1))
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+        return False
+    return True
+
+
+def echo_request(elements: int, model: str = "echo") -> service_pb2.ModelInferRequest:
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name="x", datatype="FP32", shape=[elements]
+    )
+    content = [np.ones(elements, np.float32).tobytes()]
+    return service_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=content
+    )
 
 
 def infers(client) -> bool:

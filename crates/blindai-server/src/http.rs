@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{Request, Response};
 use blindai_core::Code;
 use blindai_engine::Caller;
 use bytes::Bytes;
@@ -240,11 +240,10 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
     }
 }
 
-// Who is over a quota of its own says nothing of the room for others, and must not have slow peers
-// lose their places.
+// By the code, because gRPC refuses with the status 200. Who is over a quota of its own, or finds no room
+// for a model, says nothing of the room for requests, and must not have slow peers lose their places.
 fn is_for_want_of_room(answer: &Response<Body>) -> bool {
-    let own = Some(&Refused(Code::QuotaExceeded));
-    answer.status() == StatusCode::TOO_MANY_REQUESTS && answer.extensions().get() != own
+    answer.extensions().get() == Some(&Refused(Code::TooManyRequests))
 }
 
 /// A request's body, whose sender may be too slow.
