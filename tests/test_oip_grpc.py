@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import queue
 import time
@@ -26,6 +27,8 @@ MIB = 1 << 20
 SERVICE = "/inference.GRPCInferenceService/"
 Request, Contents = service_pb2.ModelInferRequest, service_pb2.InferTensorContents
 Input = Request.InferInputTensor
+# Of the slow model, for some 10 ms.
+ROUNDS = 50_000
 LIMITS = {"body_bytes": MIB, "concurrent_requests": 2, "request_seconds": 4, "idle_seconds": 2}
 
 
@@ -364,6 +367,20 @@ def test_a_stream_ends_with_its_time(strict):
     assert next(answers).infer_response.model_name == "same"
     error = refused(next, answers)
     open_end.put(None)
+    assert_error(error, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline-exceeded")
+
+
+def test_a_busy_stream_ends_with_its_time(strict):
+    """Its messages are there long before; each takes a moment."""
+    _, _, channel = strict
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    tensor = Input(name="rounds", datatype="INT64", shape=[])
+    content = [np.array(ROUNDS).tobytes()]
+    request = Request(model_name="slow", inputs=[tensor], raw_input_contents=content)
+    answers = stub.ModelStreamInfer(iter([request] * 2000), timeout=60)
+    start = time.monotonic()
+    error = refused(collections.deque, answers)
+    assert time.monotonic() - start < LIMITS["request_seconds"] + 3
     assert_error(error, grpc.StatusCode.DEADLINE_EXCEEDED, "deadline-exceeded")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import resource
 import socket
 import ssl
@@ -274,6 +275,46 @@ def test_senders_who_trickle_over_grpc_lose_their_places_too(
             return infers_over_grpc(stub)
 
         wait_for(is_answered, "a place to come free")
+
+
+def test_a_stream_that_pauses_or_computes_is_not_slow(patient: Server, crowd: list):
+    """While others are refused, longer than a slow peer would keep its connection."""
+    with connect(patient) as client, triton.channel_to(patient, client) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        messages: queue.Queue = queue.Queue()
+        paused = stub.ModelStreamInfer(iter(messages.get, None))
+        messages.put(echo_request(1))
+        assert next(paused).infer_response.model_name == "echo"
+        working = stub.ModelStreamInfer(iter([endless_request()]))
+        ended: list = []
+        working.add_callback(lambda: ended.append(working))
+        crowd.extend(at_work(patient.port) for _ in range(3))
+        crowd.append(wait_for(lambda: refusal(patient.port), "all places to be taken"))
+        for _ in range(9):
+            time.sleep(1)
+            one = refusal(patient.port)
+            assert one is not None
+            assert not ended
+            crowd.append(one)
+        for one in crowd:
+            one.close()
+        working.cancel()
+        wait_for(lambda: infers(client), "a place to come free")
+        messages.put(echo_request(1))
+        assert next(paused).infer_response.model_name == "echo"
+        messages.put(None)
+        assert next(paused, None) is None
+
+
+def endless_request() -> service_pb2.ModelInferRequest:
+    """One that does not end before it is taken back."""
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name="rounds", datatype="INT64", shape=[]
+    )
+    content = [np.array((1 << 63) - 1).tobytes()]
+    return service_pb2.ModelInferRequest(
+        model_name="slow", inputs=[tensor], raw_input_contents=content
+    )
 
 
 def trickled_message(port: int, method: str) -> http2.Connection:

@@ -225,6 +225,7 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
         let has_body = !http_body::Body::is_end_stream(request.body());
         let exchange = Exchange::begin(&self.life, has_body);
         let progress = exchange.incoming();
+        request.extensions_mut().insert(exchange.course());
         let answer = self
             .inner
             .call(request.map(|body| Received { body, progress }));

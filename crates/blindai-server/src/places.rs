@@ -207,6 +207,8 @@ enum Phase {
     Working,
     /// The peer: it reads the answer.
     Answering(Progress),
+    /// The peer, when it likes: between two messages nothing is held for it.
+    Pausing(Instant),
 }
 
 /// How a peer gets on with what it has to do.
@@ -253,6 +255,7 @@ impl Activity {
             let moved = match phase {
                 Phase::Working => return None,
                 Phase::Receiving(progress) | Phase::Answering(progress) => progress.moved,
+                Phase::Pausing(since) => *since,
             };
             oldest = Some(oldest.map_or(moved, |oldest: Instant| oldest.min(moved)));
         }
@@ -264,7 +267,7 @@ impl Activity {
         let slow = |p: &Progress| pressed && is_too_slow(p.since.elapsed(), p.bytes);
         silent
             || self.exchanges.values().any(|phase| match phase {
-                Phase::Working => false,
+                Phase::Working | Phase::Pausing(_) => false,
                 Phase::Receiving(progress) => slow(progress),
                 Phase::Answering(progress) => progress.since.elapsed() > patience || slow(progress),
             })
@@ -306,12 +309,17 @@ impl Exchange {
         }
     }
 
+    /// The part of it that tells how an exchange of many messages goes.
+    pub fn course(&self) -> Course {
+        Course {
+            life: self.life.clone(),
+            id: self.id,
+        }
+    }
+
     /// The answer is ready to be read.
     pub fn answered(&self) {
-        self.life.change(|activity| {
-            let phase = Phase::Answering(Progress::begin());
-            activity.exchanges.insert(self.id, phase);
-        });
+        self.course().answers();
     }
 
     /// So many bytes of it went out.
@@ -325,7 +333,7 @@ impl Exchange {
 
     /// The request was refused because others fill all the room.
     pub fn refused(&self) {
-        self.life.places.refused();
+        self.course().refused();
     }
 }
 
@@ -334,6 +342,49 @@ impl Drop for Exchange {
         self.life.change(|activity| {
             activity.exchanges.remove(&self.id);
             activity.idle_since = Instant::now();
+        });
+    }
+}
+
+/// How an exchange of many messages goes, which nobody can see from its bytes: what is slow in the peer
+/// is the server's own time otherwise. After the exchange it says nothing.
+#[derive(Clone)]
+pub struct Course {
+    life: Arc<Life>,
+    id: u64,
+}
+
+impl Course {
+    /// The next message may come when the peer likes.
+    pub fn pauses(&self) {
+        self.enter(Phase::Pausing(Instant::now()));
+    }
+
+    /// A message is on its way in.
+    pub fn receives(&self) {
+        self.enter(Phase::Receiving(Progress::begin()));
+    }
+
+    /// It is there, and the server works on it.
+    pub fn works(&self) {
+        self.enter(Phase::Working);
+    }
+
+    /// Its answer is ready to be read.
+    pub fn answers(&self) {
+        self.enter(Phase::Answering(Progress::begin()));
+    }
+
+    /// Something of it was refused because others fill all the room.
+    pub fn refused(&self) {
+        self.life.places.refused();
+    }
+
+    fn enter(&self, next: Phase) {
+        self.life.change(|activity| {
+            if let Some(phase) = activity.exchanges.get_mut(&self.id) {
+                *phase = next;
+            }
         });
     }
 }
@@ -418,6 +469,42 @@ mod tests {
         // Once told, it is not told again.
         drop(exchange);
         assert!(!places.shed());
+    }
+
+    #[tokio::test]
+    async fn who_pauses_between_messages_is_not_slow() {
+        let places = Places::new(1);
+        let place = places.take().await;
+        let exchange = Exchange::begin(&place.life, true);
+        let _incoming = exchange.incoming();
+        exchange.answered();
+        let course = exchange.course();
+        let long_ago = Instant::now().checked_sub(2 * GRACE).unwrap();
+        let is_outlived = || {
+            let mut activity = place.life.lock();
+            if let Some(Phase::Receiving(progress) | Phase::Answering(progress)) =
+                activity.exchanges.get_mut(&exchange.id)
+            {
+                progress.since = long_ago;
+            }
+            activity.is_outlived(3 * GRACE, true)
+        };
+        assert!(is_outlived());
+        course.pauses();
+        assert!(!is_outlived());
+        // Its place can be another's all the same.
+        assert!(place.life.lock().waits_since().is_some());
+        // Within a message it holds what others want.
+        course.receives();
+        assert!(is_outlived());
+        course.works();
+        assert!(!is_outlived());
+        assert!(place.life.lock().waits_since().is_none());
+        course.answers();
+        assert!(is_outlived());
+        drop(exchange);
+        course.answers();
+        assert!(place.life.lock().exchanges.is_empty());
     }
 
     #[tokio::test]

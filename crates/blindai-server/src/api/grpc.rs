@@ -26,6 +26,7 @@ use super::coding::{Coding, Decoder};
 use super::principal::identify;
 use crate::access::{Principal, Right};
 use crate::budget::Reservation;
+use crate::places::Course;
 use crate::service::{Admission, Service, Turn};
 
 const CONTENT_TYPE: &str = "application/grpc";
@@ -52,6 +53,8 @@ pub struct Call {
     principal: Result<Principal>,
     deadline: Instant,
     messages: Messages,
+    /// Tells the connection how a stream goes.
+    course: Option<Course>,
 }
 
 /// What a method answers: the parts of one message, and what is held until it is sent.
@@ -111,6 +114,7 @@ impl Call {
             service,
             deadline,
             messages,
+            course,
             ..
         } = self;
         let exchange = Exchange {
@@ -118,6 +122,7 @@ impl Call {
             principal,
             deadline,
             messages,
+            course,
             method,
             parts: VecDeque::new(),
             held: None,
@@ -228,6 +233,7 @@ impl FromRequest<Arc<Service>> for Call {
             arrived,
             timeout,
             deadline,
+            course: head.extensions.get().cloned(),
             messages: Messages {
                 chunks: Chunks::new(body, limits.idle(), deadline),
                 rest: Bytes::new(),
@@ -370,6 +376,7 @@ struct Exchange<M> {
     principal: Principal,
     deadline: Instant,
     messages: Messages,
+    course: Option<Course>,
     method: M,
     /// Of the answer that is being sent.
     parts: VecDeque<Bytes>,
@@ -386,7 +393,9 @@ impl<M: Method> Exchange<M> {
         }
         if self.parts.is_empty() {
             self.held = None;
-            match self.answer().await {
+            let answered = self.answer().await;
+            self.tell(Course::answers);
+            match answered {
                 Ok(true) => {}
                 Ok(false) => return Some(self.end(None)),
                 Err(error) => return Some(self.end(Some(error))),
@@ -398,23 +407,25 @@ impl<M: Method> Exchange<M> {
 
     /// Answers the next message; false when there is none.
     async fn answer(&mut self) -> Result<bool> {
-        let Self {
-            service,
-            principal,
-            deadline,
-            messages,
-            ..
-        } = self;
-        let Some(prefix) = messages.prefix(true).await? else {
+        // Messages that are there already wait for no time to run out.
+        if Instant::now() >= self.deadline {
+            let fact = "the stream did not end within the time for the request";
+            return Err(Error::new(Code::DeadlineExceeded, fact));
+        }
+        self.tell(Course::pauses);
+        let Some(prefix) = self.messages.prefix(true).await? else {
             return Ok(false);
         };
         // Between messages a stream takes nobody's place.
-        let admission = service.admit(principal)?;
+        let service = &*self.service;
+        let admission = service.admit(&self.principal)?;
+        self.tell(Course::receives);
         let limit = service.limits().body_bytes;
-        let (message, mut held) = messages.message(service, prefix, limit).await?;
+        let (message, mut held) = self.messages.message(service, prefix, limit).await?;
+        self.tell(Course::works);
         let turn = Turn {
-            principal,
-            deadline: *deadline,
+            principal: &self.principal,
+            deadline: self.deadline,
         };
         let answer = self.method.call(service, message, turn).await?;
         let parts = framed(answer)?;
@@ -422,6 +433,10 @@ impl<M: Method> Exchange<M> {
         self.parts = parts.into();
         self.held = Some((admission, held));
         Ok(true)
+    }
+
+    fn tell(&self, word: fn(&Course)) {
+        self.course.iter().for_each(word);
     }
 
     fn end(mut self, error: Option<Error>) -> (StreamFrame, Self) {
