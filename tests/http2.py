@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterator
 
 from support import PATIENCE, unverified_context
 
@@ -57,6 +58,14 @@ class Connection:
             kind, of, payload = self.receive()
             if kind == HEADERS and of == stream:
                 return payload
+
+    def heads(self, count: int) -> Iterator[tuple[int, bytes]]:
+        """The heads of so many answers, with their streams, as they come."""
+        while count:
+            kind, stream, payload = self.receive()
+            if kind == HEADERS:
+                count -= 1
+                yield stream, payload
 
     def end(self) -> list[tuple[int, bytes]]:
         """Kind and payload of all frames until the server hangs up."""

@@ -149,6 +149,26 @@ def test_who_holds_all_places_locks_nobody_out(
     assert not has_hung_up(crowd[-1]), "the youngest could stay"
 
 
+def test_who_asks_for_too_many_quotes_locks_nobody_out(patient: Server, crowd: list):
+    """Waiting for one is work of the server's; more than a few are refused at once."""
+    slow = trickled_body(patient.port)
+    crowd.append(slow)
+    refused = 0
+    for _ in range(9):
+        crowd.append(http2.Connection(patient.port))
+        streams = range(1, 128, 2)
+        path = f"/v1/attestation?nonce={'00' * 32}"
+        crowd[-1].send(*[http2.request(stream, path) for stream in streams])
+        heads = dict(crowd[-1].heads(len(streams)))
+        refused += sum(http2.STATUS_429 in head for head in heads.values())
+        assert any(head[0] == http2.STATUS_200 for head in heads.values())
+        newcomer_is_answered(patient.port)
+        time.sleep(1)
+    assert refused
+    # Nobody wants the room of who is slow.
+    assert not has_hung_up(slow)
+
+
 def test_readers_that_never_read_lock_nobody_out(server: Server, crowd: list):
     for _ in range(CONNECTIONS + 8):
         stalled = http2.Connection(server.port, {http2.INITIAL_WINDOW: 0})

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use blindai_core::Code;
+use blindai_core::api::ATTESTATION;
 use blindai_engine::Caller;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -222,6 +223,8 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
             request.extensions_mut().insert(key);
         }
         request.extensions_mut().insert(self.sent.clone());
+        // Quotes are not what slow peers keep from others, and anybody can ask for too many.
+        let counts = request.uri().path() != ATTESTATION;
         let has_body = !http_body::Body::is_end_stream(request.body());
         let exchange = Exchange::begin(&self.life, has_body);
         let progress = exchange.incoming();
@@ -232,7 +235,7 @@ impl hyper::service::Service<Request<Incoming>> for Tracked {
         Box::pin(async move {
             let (answer, watched) = watch(answer).await;
             let answer = answer?;
-            if is_for_want_of_room(&answer) {
+            if counts && is_for_want_of_room(&answer) {
                 exchange.refused();
             }
             exchange.answered();

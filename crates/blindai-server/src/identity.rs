@@ -31,30 +31,37 @@ const CLOCK_SKEW: Duration = Duration::from_secs(300);
 const CONCURRENT_QUOTES: usize = 4;
 /// How long a caller may wait for its turn.
 const QUOTE_WAIT: Duration = Duration::from_secs(5);
+/// Callers that may wait for it. Nobody needs a credential for that, and a connection that waits for the
+/// server is not given up for another: without a bound, strangers would keep newcomers from a port.
+const WAITING: usize = 32;
 
 /// The certificate extension in which clients of BlindAI 0.3 look for the key that signs answers.
 const RECEIPT_KEY_OID: &[u64] = &[1, 3, 6, 1, 3, 2];
 
 /// A port's share of the platform that quotes.
 #[derive(Clone)]
-pub struct Share(Arc<Semaphore>);
+pub struct Share {
+    turns: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
 
 impl Default for Share {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CONCURRENT_QUOTES)))
+        Self {
+            turns: Arc::new(Semaphore::new(CONCURRENT_QUOTES)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+        }
     }
 }
 
 impl Share {
     async fn turn(&self) -> Result<OwnedSemaphorePermit> {
-        let turn = tokio::time::timeout(QUOTE_WAIT, self.0.clone().acquire_owned()).await;
-        match turn {
-            Ok(permit) => permit.map_err(internal),
-            Err(_) => Err(Error::new(
-                Code::TooManyRequests,
-                "too many callers ask for fresh evidence",
-            )),
-        }
+        let full = "too many callers ask for fresh evidence";
+        let full = || Error::new(Code::TooManyRequests, full);
+        let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
+        let turn = self.turns.clone().acquire_owned();
+        let turn = tokio::time::timeout(QUOTE_WAIT, turn).await;
+        turn.map_err(|_| full())?.map_err(internal)
     }
 }
 
@@ -388,4 +395,34 @@ fn no_key() -> Error {
 
 fn internal(error: impl std::fmt::Display) -> Error {
     Error::new(Code::Internal, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_so_many_wait_for_a_quote() {
+        let share = Share::default();
+        let mut turns = Vec::new();
+        for _ in 0..CONCURRENT_QUOTES {
+            turns.push(share.turn().await.unwrap());
+        }
+        let waiting = (0..WAITING).map(|_| {
+            tokio::spawn({
+                let share = share.clone();
+                async move { share.turn().await.map(drop) }
+            })
+        });
+        let waiting: Vec<_> = waiting.collect();
+        tokio::task::yield_now().await;
+        let refused = tokio::time::timeout(QUOTE_WAIT / 5, share.turn()).await;
+        let error = refused.expect("at once").unwrap_err();
+        assert_eq!(error.code(), Code::TooManyRequests);
+        drop(turns);
+        for one in waiting {
+            one.await.unwrap().unwrap();
+        }
+        assert!(share.turn().await.is_ok());
+    }
 }
