@@ -19,10 +19,12 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
+import triton
 from collector import Collector, attributes, collecting
 from conftest import connect
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support import ROOT, Http, Server, binary, free_ports, run_slowly, tls_socket, wait_for
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import blindai
 
@@ -146,6 +148,38 @@ def test_an_inference_is_counted_under_the_number_of_its_model(
     route = "/v2/models/{name}/infer"
     assert metrics.sum("blindai_requests_total", route=route, code="input-missing") == 1
     assert model not in metrics.text
+
+
+def test_each_message_of_a_stream_is_told(server: Server, client: blindai.Client, model: str):
+    """Its status is sent before any of them comes."""
+    slot = upload(server, client, model, graphs.identity())
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1])
+    right = service_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[ONE.tobytes()]
+    )
+    wrong = service_pb2.ModelInferRequest(model_name=model)
+    route = "/inference.GRPCInferenceService/ModelStreamInfer"
+    with triton.channel_to(server, client) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        messages = iter([right, wrong, right, right])
+        metadata = [("x-request-id", "of-a-stream")]
+        answers = list(stub.ModelStreamInfer(messages, metadata=metadata))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, False, False]
+    count = "blindai_requests_total"
+    metrics = metrics_with(server, count, 1, route=route, code="input-missing")
+    assert metrics.sum("blindai_inference_batch_requests_count", model=slot) == 3
+    for name in STAGES:
+        stage = "blindai_inference_stage_seconds_count"
+        assert metrics.sum(stage, stage=name, model=slot) == 3
+    # A message with such a flag cannot be read, and ends its stream.
+    with server.http() as http:
+        http.request("POST", route, b"\7\0\0\0\0", content_type="application/grpc")
+    metrics = metrics_with(server, count, 1, route=route, code="invalid-request")
+    assert metrics.sum(count, route=route, code="") == 2
+    told = [event for event in events(server) if event.get("route") == route]
+    codes = {event["code"]: event["id"] for event in told if event["message"] == "refused"}
+    assert codes.keys() == {"input-missing", "invalid-request"}
+    assert codes["input-missing"] == "of-a-stream"
 
 
 def test_a_number_is_given_out_again(server: Server, client: blindai.Client, model: str):

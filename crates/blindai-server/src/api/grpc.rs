@@ -24,10 +24,12 @@ use super::ApiError;
 use super::body::{Chunks, Parts};
 use super::coding::{Coding, Decoder};
 use super::principal::identify;
+use super::request_id::Witness;
 use crate::access::{Principal, Right};
 use crate::budget::Reservation;
 use crate::places::Course;
 use crate::service::{Admission, Service, Turn};
+use crate::telemetry::{self, Watched, watch};
 
 const CONTENT_TYPE: &str = "application/grpc";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -55,6 +57,8 @@ pub struct Call {
     messages: Messages,
     /// Tells the connection how a stream goes.
     course: Option<Course>,
+    /// Tells the operator.
+    witness: Option<Witness>,
 }
 
 /// What a method answers: the parts of one message, and what is held until it is sent.
@@ -115,6 +119,7 @@ impl Call {
             deadline,
             messages,
             course,
+            witness,
             ..
         } = self;
         let exchange = Exchange {
@@ -123,9 +128,12 @@ impl Call {
             deadline,
             messages,
             course,
+            witness,
             method,
+            began: Instant::now(),
             parts: VecDeque::new(),
             held: None,
+            watched: None,
             ended: false,
         };
         let frames = stream::unfold(exchange, Exchange::next);
@@ -234,6 +242,7 @@ impl FromRequest<Arc<Service>> for Call {
             timeout,
             deadline,
             course: head.extensions.get().cloned(),
+            witness: head.extensions.get().cloned(),
             messages: Messages {
                 chunks: Chunks::new(body, limits.idle(), deadline),
                 rest: Bytes::new(),
@@ -377,10 +386,15 @@ struct Exchange<M> {
     deadline: Instant,
     messages: Messages,
     course: Option<Course>,
+    witness: Option<Witness>,
     method: M,
+    /// When the message began to come.
+    began: Instant,
     /// Of the answer that is being sent.
     parts: VecDeque<Bytes>,
     held: Option<(Admission, Reservation)>,
+    /// Tells how it went when it is dropped.
+    watched: Option<Watched>,
     ended: bool,
 }
 
@@ -392,9 +406,14 @@ impl<M: Method> Exchange<M> {
             return None;
         }
         if self.parts.is_empty() {
-            self.held = None;
-            let answered = self.answer().await;
+            // The one before has been taken.
+            (self.held, self.watched) = (None, None);
+            let (answered, watched) = watch(self.answer()).await;
             self.tell(Course::answers);
+            if let Some(error) = answered.as_ref().err().or(watched.refused.as_ref()) {
+                self.refused(error);
+            }
+            self.watched = Some(watched);
             match answered {
                 Ok(true) => {}
                 Ok(false) => return Some(self.end(None)),
@@ -407,6 +426,7 @@ impl<M: Method> Exchange<M> {
 
     /// Answers the next message; false when there is none.
     async fn answer(&mut self) -> Result<bool> {
+        self.began = Instant::now();
         // Messages that are there already wait for no time to run out.
         if Instant::now() >= self.deadline {
             let fact = "the stream did not end within the time for the request";
@@ -416,6 +436,7 @@ impl<M: Method> Exchange<M> {
         let Some(prefix) = self.messages.prefix(true).await? else {
             return Ok(false);
         };
+        self.began = Instant::now();
         // Between messages a stream takes nobody's place.
         let service = &*self.service;
         let admission = service.admit(&self.principal)?;
@@ -432,7 +453,18 @@ impl<M: Method> Exchange<M> {
         service.grow_held(&mut held, length(&parts))?;
         self.parts = parts.into();
         self.held = Some((admission, held));
+        telemetry::answered(self.service.telemetry().clone(), self.began, None);
         Ok(true)
+    }
+
+    /// The status of the stream was sent long ago, and says nothing of this.
+    fn refused(&self, error: &Error) {
+        if error.code() == Code::TooManyRequests {
+            self.tell(Course::refused);
+        }
+        if let Some(witness) = &self.witness {
+            witness.refused(error, self.began);
+        }
     }
 
     fn tell(&self, word: fn(&Course)) {

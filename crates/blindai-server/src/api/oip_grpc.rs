@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::grpc::{Call, Method, refuse};
 use super::{busy, oip};
 use crate::service::{Service, Turn};
+use crate::telemetry;
 
 macro_rules! path {
     ($method:literal) => {
@@ -158,7 +159,10 @@ impl Method for StreamInfer {
         let id = messages::request_id(message.clone());
         Ok(match infer(service, message, turn).await {
             Ok(response) => messages::encode_stream_infer(&response),
-            Err(error) => vec![messages::encode_stream_error(&error, id.as_deref())],
+            Err(error) => {
+                telemetry::refused(&error);
+                vec![messages::encode_stream_error(&error, id.as_deref())]
+            }
         })
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use blindai_core::api::{REQUEST_ID, TRACEPARENT};
@@ -28,49 +28,87 @@ pub struct Refused(pub Code);
 /// happened.
 ///
 /// All of these hold the route's pattern and never the path: names of models belong to their owners.
-pub async fn observe(State(observer): State<Observer>, request: Request, next: Next) -> Response {
+pub async fn observe(
+    State(observer): State<Observer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
-    let id = request_id(&request);
-    let method = method(&request);
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let route = path.as_ref().map(MatchedPath::as_str);
     let mut trace = observer.trace(&request);
+    let witness = Witness {
+        id: request_id(&request).into(),
+        method: method(&request),
+        path: request.extensions().get().cloned(),
+        observer,
+    };
+    request.extensions_mut().insert(witness.clone());
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
     if let Some(error) = error.as_ref().filter(|_| !is_reply(&response)) {
-        write_error(&mut response, error, &id);
+        write_error(&mut response, error, &witness.id);
     }
     if let Some(error) = &error {
         response.extensions_mut().insert(Refused(error.code()));
     }
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(&witness.id) {
         response
             .headers_mut()
             .insert(HeaderName::from_static(REQUEST_ID), value);
     }
-    let seen = Seen {
-        id,
-        method,
-        route: route.unwrap_or("-"),
-        status: response.status().as_u16(),
-        code: error.as_ref().map(Error::code),
-        us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-    };
-    if let Some(trace) = &mut trace {
-        seen.describe(trace);
-    }
-    seen.log(&observer, trace.as_deref());
-    if let Some(error) = error.as_ref().filter(|e| e.code() == Code::Internal) {
-        // Facts of our own faults speak of devices and files, never of a caller's data.
-        tracing::error!(id = seen.id, fact = error.fact(), "internal error");
-    }
-    let outcome = seen
-        .code
-        .map_or(Outcome::of(response.status()), Outcome::Refused);
-    let requests = &observer.telemetry.requests;
-    requests.count(observer.port, route, method, outcome);
-    telemetry::answered(observer.telemetry, started, trace);
+    witness.tell(
+        response.status(),
+        error.as_ref(),
+        started,
+        trace.as_deref_mut(),
+    );
+    telemetry::answered(witness.observer.telemetry, started, trace);
     response
+}
+
+/// Who tells what became of a request; and of the messages of a stream, whose status has been sent
+/// before any of them came.
+#[derive(Clone)]
+pub struct Witness {
+    observer: Observer,
+    id: Arc<str>,
+    method: &'static str,
+    path: Option<MatchedPath>,
+}
+
+impl Witness {
+    /// A message that came at this time was refused, or ended its stream.
+    pub fn refused(&self, error: &Error, came: Instant) {
+        self.tell(StatusCode::OK, Some(error), came, None);
+    }
+
+    fn tell(
+        &self,
+        status: StatusCode,
+        error: Option<&Error>,
+        started: Instant,
+        mut trace: Option<&mut TraceContext>,
+    ) {
+        let route = self.path.as_ref().map(MatchedPath::as_str);
+        let seen = Seen {
+            id: &self.id,
+            method: self.method,
+            route: route.unwrap_or("-"),
+            status: status.as_u16(),
+            code: error.map(Error::code),
+            us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        if let Some(trace) = &mut trace {
+            seen.describe(trace);
+        }
+        seen.log(&self.observer, trace.as_deref());
+        if let Some(error) = error.filter(|error| error.code() == Code::Internal) {
+            // Facts of our own faults speak of devices and files, never of a caller's data.
+            tracing::error!(id = seen.id, fact = error.fact(), "internal error");
+        }
+        let outcome = seen.code.map_or(Outcome::of(status), Outcome::Refused);
+        let requests = &self.observer.telemetry.requests;
+        requests.count(self.observer.port, route, self.method, outcome);
+    }
 }
 
 impl Observer {
@@ -82,7 +120,7 @@ impl Observer {
 
 /// The shape of a request and its answer.
 struct Seen<'a> {
-    id: String,
+    id: &'a str,
     method: &'static str,
     route: &'a str,
     status: u16,
@@ -100,13 +138,14 @@ impl Seen<'_> {
 
     fn log(&self, observer: &Observer, trace: Option<&TraceContext>) {
         let &Self {
+            id,
             method,
             route,
             status,
             us,
             ..
         } = self;
-        let (id, port) = (&*self.id, observer.port.as_str());
+        let port = observer.port.as_str();
         let trace = trace.map(TraceContext::id);
         let Some(code) = self.code.map(Code::as_str) else {
             tracing::info!(target: ANSWERED, port, method, route, status, us, id, trace, "answered");

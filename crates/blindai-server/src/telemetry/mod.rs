@@ -23,7 +23,7 @@ use histogram::{Durations, durations};
 pub use model::{ModelMetrics, Slots};
 pub use movement::{Counts, LoadCause, UnloadCause};
 pub use port::{Metered, Port, PortCounters};
-pub use request::{Outcome, Requests, Watched, answered, computed, decoded, watch};
+pub use request::{Outcome, Requests, Watched, answered, computed, decoded, refused, watch};
 pub use throttle::Throttle;
 pub use traces::{Endpoint, Exporter, TraceContext, Traces};
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use blindai_core::Code;
+use blindai_core::{Code, Error};
 use blindai_engine::Stages;
 
 use super::{ModelMetrics, Port, Telemetry, TraceContext};
@@ -125,6 +125,8 @@ pub struct Watched {
     pub model: Option<Arc<ModelMetrics>>,
     pub decoded: Option<Instant>,
     pub computed: Option<(Stages, Instant)>,
+    /// Why a message of a stream was refused, when the stream goes on.
+    pub refused: Option<Error>,
     answer: Option<Answer>,
 }
 
@@ -134,7 +136,8 @@ struct Answer {
     trace: Option<Box<TraceContext>>,
 }
 
-/// Works on a request and watches what the service does with it.
+/// Works on a request and watches what the service does with it. Elsewhere nobody watches: a body that
+/// works while it is sent has each of its pieces watched.
 pub async fn watch<T>(work: impl Future<Output = T>) -> (T, Watched) {
     let watched = async {
         let done = work.await;
@@ -156,11 +159,17 @@ pub fn answered(telemetry: Arc<Telemetry>, started: Instant, trace: Option<Box<T
 
 /// The inputs for this model are read.
 pub fn decoded(model: &Arc<ModelMetrics>) {
-    // Outside of a request, in tests, nobody watches.
     let _ = WATCHED.try_with(|watched| {
         let mut watched = watched.borrow_mut();
         watched.model = Some(model.clone());
         watched.decoded = Some(Instant::now());
+    });
+}
+
+/// A message of a stream was refused, and the stream goes on.
+pub fn refused(error: &Error) {
+    let _ = WATCHED.try_with(|watched| {
+        watched.borrow_mut().refused = Some(error.clone());
     });
 }
 
