@@ -326,6 +326,19 @@ def test_a_stream_that_pauses_or_computes_is_not_slow(patient: Server, crowd: li
         assert next(paused, None) is None
 
 
+def test_a_stream_that_computes_leaves_room_for_others(patient: Server):
+    """Of what a connection may send ahead: the stream's messages are not read for as long."""
+    with connect(patient) as client, triton.channel_to(patient, client) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        messages = [endless_request(), *[echo_request(MIB // 8)] * 8]
+        working = stub.ModelStreamInfer(iter(messages))
+        time.sleep(1)
+        large = echo_request(MIB)
+        answer = stub.ModelInfer(large, timeout=5)
+        assert answer.raw_output_contents == large.raw_input_contents
+        working.cancel()
+
+
 def endless_request() -> service_pb2.ModelInferRequest:
     """One that does not end before it is taken back."""
     tensor = service_pb2.ModelInferRequest.InferInputTensor(

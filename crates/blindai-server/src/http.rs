@@ -41,9 +41,12 @@ const STREAMS: u32 = 64;
 /// Bytes of an HTTP/2 request head, its continuations included; h2 derives from it how many frames a
 /// head may be spread over.
 const HEAD_BYTES: u32 = 32 * 1024;
-/// Bytes that an HTTP/2 peer may send ahead of what is read, for a request and for all of its
-/// connection: as much as fills a line of 80 Mbit/s over 100 ms.
+/// Bytes that an HTTP/2 peer may send ahead of what is read, for a request: as much as fills a line of
+/// 80 Mbit/s over 100 ms.
 const WINDOW_BYTES: u32 = 1 << 20;
+/// The same for all of its connection. A stream of gRPC is not read while one of its messages is worked
+/// on, and must leave room for the other requests.
+const CONNECTION_BYTES: u32 = 2 * WINDOW_BYTES;
 /// Bytes of answers that an HTTP/2 stream takes from the service before the peer reads them.
 const SEND_BYTES: usize = 64 * 1024;
 /// An answer goes out in pieces of this size.
@@ -195,7 +198,7 @@ fn h2() -> http2::Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_BYTES)
         .max_send_buf_size(SEND_BYTES)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(ERRORS)
