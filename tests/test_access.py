@@ -774,6 +774,23 @@ def test_the_command_line_takes_a_token_from_a_file_or_the_environment(
     assert "unauthenticated" in blindai_cli(*list_models).stderr
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_bench_sends_a_token(
+    server: Server, callers: dict[str, Caller], tmp_path: Path, protocol: str
+):
+    file = tmp_path / "token"
+    file.write_text(callers["token-infer"].token or "")
+    load = ["--requests", "5", "--warmup", "0s", "--protocol", protocol, "--json"]
+    subject = ["load", "--simulation", "--server", server.address, "--token-file", file]
+    with callers["token-admin"].connect(server) as client:
+        client.models.upload(MODEL, name="load")
+        done = blindai_cli("bench", *subject, *load)
+        client.models.delete("load")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert (measured["requests"], measured["failed"]) == (5, 0)
+
+
 def test_token_new_shows_a_token_once_and_writes_an_entry(tmp_path: Path):
     arguments = ["--name", "me", "--roles", "infer,upload", "--models", "a,b-*"]
     done = blindai_cli("token", "new", *arguments, "--expires", "2040-01-31")

@@ -77,6 +77,17 @@ def test_both_protocols_are_measured(tmp_path: Path, protocol: str):
         assert (refused.returncode, "model-not-found" in refused.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_load_may_last_longer_than_the_evidence(tmp_path: Path, protocol: str):
+    with Server(tmp_path, tee={"evidence_seconds": 4}) as server:
+        with blindai.connect(server.address, simulation=True) as client:
+            client.models.upload(graphs.identity(), name="m")
+        load = ("--protocol", protocol, "--rate", "20", "--concurrency", "2", "--duration", "7s")
+        got = measure(server, "m", *SHORT, *load)
+        assert got["requests"] > 100
+        assert got["errors"] == {}
+
+
 def test_an_open_loop_keeps_its_schedule(server: Server, identity: str):
     load = ("--rate", "200", "--arrivals", "poisson", "--duration", "1s", "--seed", "3")
     got = measure(server, identity, *SHORT, *load)

@@ -15,13 +15,14 @@ mod schedule;
 mod summary;
 mod target;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use blindai_client::{InferRequest, PreparedRequest, ReceiptRequest};
+use blindai_client::{Connector, InferRequest, PreparedRequest, ReceiptRequest};
 use blindai_core::oip::grpc::ModelId;
 use blindai_core::{ModelName, ModelVersion};
 use clap::{Args, ValueEnum};
@@ -35,7 +36,7 @@ use self::schedule::{Arrivals, Pacer};
 use self::summary::{Subject, Summary};
 use self::target::{Attested, Target};
 use crate::connection::Connection;
-use crate::{infer, output};
+use crate::{infer, output, time};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -190,15 +191,32 @@ async fn attested(arguments: &Arguments, plan: &Plan) -> Result<Summary> {
             if arguments.receipts {
                 bail!("--receipts is measured over HTTP · leave --protocol out");
             }
-            let connector = connection.connector()?;
+            let connector = Rc::new(connection.connector()?);
             connector.attest().await?;
             let model = ModelId {
                 name: name.to_string(),
                 version: Some(info.version.to_string()),
             };
-            let target = Grpc::new(connector, &model, &inputs, plan.timeout, alone)?;
-            load(target, plan, subject).await
+            let mut target = Grpc::new(connector.clone(), &model, &inputs, plan.timeout, alone)?;
+            if let Some(token) = connection.token()? {
+                target.authorize(&token);
+            }
+            tokio::select! {
+                summary = load(target, plan, subject) => summary,
+                never = keep_verified(&connector) => match never {},
+            }
         }
+    }
+}
+
+/// Verifies the server anew before its report ends, for a load that lasts longer: the client for HTTP
+/// does so by itself. When this fails, the connector lets no request through, and this tries again.
+async fn keep_verified(connector: &Connector) -> Infallible {
+    loop {
+        let end = connector.report().map_or(0, |report| report.valid_until());
+        let left = end.saturating_sub(time::now());
+        tokio::time::sleep(Duration::from_secs((left / 4 * 3).max(1))).await;
+        let _ = connector.attest().await;
     }
 }
 

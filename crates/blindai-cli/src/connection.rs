@@ -78,6 +78,11 @@ impl Connection {
         Ok(Connector::new(&self.server, options)?)
     }
 
+    /// The token of who calls, for what does not send it by itself.
+    pub fn token(&self) -> Result<Option<Token>> {
+        self.credentials.token()
+    }
+
     /// The token in the file that was named.
     pub fn token_in_file(&self) -> Result<Option<Token>> {
         self.credentials.token_in_file()

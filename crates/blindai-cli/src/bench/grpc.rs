@@ -2,17 +2,18 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
-use blindai_client::{Connector, Protocol, blocking};
+use blindai_client::{Connector, Protocol, Token, authorization, blocking};
 use blindai_core::NamedTensor;
 use blindai_core::oip::grpc::{ModelId, encode_infer_request};
 use blindai_core::pins::MODELS;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use h2::client::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use hyper::{Method, Request, Uri, Version};
 use percent_encoding::percent_decode_str;
 
@@ -21,7 +22,7 @@ use super::target::Target;
 
 /// A server, a request, and the connections that are free.
 pub struct Grpc {
-    connector: Connector,
+    connector: Rc<Connector>,
     head: Request<()>,
     message: Bytes,
     timeout: Duration,
@@ -33,7 +34,7 @@ impl Grpc {
     /// Sends these inputs to the model, on connections of a connector that has verified the server.
     /// `alone`: see [`super::target::Attested::new`].
     pub fn new(
-        connector: Connector,
+        connector: Rc<Connector>,
         model: &ModelId,
         inputs: &[NamedTensor],
         timeout: Duration,
@@ -59,6 +60,12 @@ impl Grpc {
             alone,
             idle: RefCell::default(),
         })
+    }
+
+    /// Sends this token with each request; none goes to a server before it is verified.
+    pub fn authorize(&mut self, token: &Token) {
+        let headers = self.head.headers_mut();
+        headers.insert(AUTHORIZATION, authorization(token));
     }
 
     async fn exchange(&self) -> Result<()> {
