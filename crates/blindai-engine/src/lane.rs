@@ -485,13 +485,7 @@ fn read(
 
 /// Whether the worker is fit to go on after it computed something made up, in the smallest shapes.
 async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
-    let Some(inputs) = signature
-        .inputs
-        .iter()
-        .filter(|spec| !spec.optional)
-        .map(made_up)
-        .collect()
-    else {
+    let Some(inputs) = made_up(signature) else {
         return true;
     };
     let (reply, _answer) = oneshot::channel();
@@ -509,9 +503,6 @@ async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
         inputs: place(signature, &jobs),
         outputs: jobs[0].outputs.clone(),
     };
-    if run.inputs.iter().map(|place| place.bytes).sum::<u64>() > WARM_UP_BYTES {
-        return true;
-    }
     if write_inputs(worker, &run.inputs, &jobs).is_err() || worker.send(&mut run).is_err() {
         return false;
     }
@@ -520,8 +511,15 @@ async fn warm_up(worker: &mut Worker, signature: &Signature) -> bool {
     matches!(computed, Ok(Ok(_))) && worker.wipe().is_ok()
 }
 
+/// All that a run needs, unless it is too much: a small file can declare more than there is memory.
+fn made_up(signature: &Signature) -> Option<Vec<NamedTensor>> {
+    let mut left = WARM_UP_BYTES;
+    let needed = signature.inputs.iter().filter(|spec| !spec.optional);
+    needed.map(|spec| made_up_input(spec, &mut left)).collect()
+}
+
 /// Zeros for what is measured and ones for what is counted: no model should divide by it.
-fn made_up(spec: &TensorSpec) -> Option<NamedTensor> {
+fn made_up_input(spec: &TensorSpec, left: &mut u64) -> Option<NamedTensor> {
     let dims = spec.shape.as_ref()?.iter();
     let shape: Vec<usize> = dims
         .map(|dim| match dim {
@@ -533,9 +531,8 @@ fn made_up(spec: &TensorSpec) -> Option<NamedTensor> {
     let elements = shape
         .iter()
         .try_fold(1usize, |product, size| product.checked_mul(*size))?;
-    let bytes = elements
-        .checked_mul(size)
-        .filter(|bytes| *bytes as u64 <= WARM_UP_BYTES)?;
+    let bytes = elements.checked_mul(size)?;
+    *left = left.checked_sub(bytes as u64)?;
     let mut data = vec![0; bytes];
     let is_counted = !matches!(
         spec.dtype,
@@ -558,3 +555,27 @@ const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 /// What a model may be warmed up with, and how long.
 const WARM_UP_BYTES: u64 = 16 << 20;
 const WARM_UP: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_up_is_bounded_however_many_inputs_it_goes_to() {
+        let input = |number: u64| TensorSpec {
+            name: number.to_string(),
+            dtype: DType::F32,
+            shape: Some(vec![Dim::Fixed(4 << 10)]),
+            optional: false,
+        };
+        let fit = WARM_UP_BYTES / (16 << 10);
+        for (inputs, expected) in [(fit, Some(fit)), (fit + 1, None), (2 * fit, None)] {
+            let signature = Signature {
+                inputs: (0..inputs).map(input).collect(),
+                outputs: Vec::new(),
+            };
+            let made_up = made_up(&signature).map(|made_up| made_up.len() as u64);
+            assert_eq!(made_up, expected);
+        }
+    }
+}
