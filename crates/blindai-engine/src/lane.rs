@@ -78,6 +78,8 @@ impl Lane {
     ) -> Result<(Worker, Signature)> {
         let (mut worker, signature) = context.start(options, file).await?;
         if options.warm_up && !warm_up(&mut worker, &signature).await {
+            // Two of them at once are more than the model may have.
+            drop(worker);
             return context.start(options, file).await;
         }
         Ok((worker, signature))
