@@ -418,14 +418,18 @@ fn read_outputs(
         .eq(chosen.iter().copied());
     let total = total.filter(|total| *total <= limit && as_asked);
     let total = total.ok_or_else(|| worker.distrust())?;
-    busy(total, || match jobs {
+    let outputs = busy(total, || match jobs {
         [_] => {
             let whole =
                 |place: &Place| read(shared, worker, place, place.shape.clone(), 0, place.bytes);
             Ok(vec![places.iter().map(whole).collect::<Result<_, _>>()?])
         }
         jobs => read_rows(shared, worker, places, jobs),
-    })
+    });
+    if outputs.is_ok() {
+        worker.outputs.was_read();
+    }
+    outputs
 }
 
 fn read_rows(

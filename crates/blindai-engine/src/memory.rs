@@ -34,6 +34,20 @@ impl Exchange {
         }
     }
 
+    /// From here on the worker may write anywhere.
+    pub(crate) fn hand_over(&mut self) {
+        if let Self::Region(region) = self {
+            region.unread = true;
+        }
+    }
+
+    /// All that the worker wrote was read.
+    pub(crate) fn was_read(&mut self) {
+        if let Self::Region(region) = self {
+            region.unread = false;
+        }
+    }
+
     /// How many bytes [`wipe`](Self::wipe) has to wipe.
     pub(crate) fn used(&self) -> u64 {
         match self {
@@ -79,7 +93,10 @@ pub(crate) fn seal(file: File) -> io::Result<OwnedFd> {
 pub(crate) struct Region {
     file: File,
     size: u64,
+    /// Up to here something was written or read from this side.
     used: u64,
+    /// The other side may have written more, of a run that failed or that nobody waited for.
+    unread: bool,
     /// Of the first [`KEPT_BYTES`].
     map: MmapRaw,
     /// Up to here there are pages, so that writing through the mapping asks the system for nothing it
@@ -99,6 +116,7 @@ impl Region {
             file,
             size,
             used: 0,
+            unread: false,
             map,
             present: 0,
         })
@@ -146,22 +164,27 @@ impl Region {
 
     /// How many bytes [`wipe`](Self::wipe) has to wipe.
     pub(crate) fn used(&self) -> u64 {
-        self.used
+        match self.unread {
+            true => self.size,
+            false => self.used,
+        }
     }
 
-    /// Forgets the last request: a little is overwritten, the pages of a lot go back to the system.
+    /// Forgets the last request: a little is overwritten, the pages of a lot go back to the system, and so
+    /// do those of which only the other side knows whether it used them.
     pub(crate) fn wipe(&mut self) -> io::Result<()> {
-        let used = std::mem::take(&mut self.used).min(self.size);
-        let zeroed = used.min(KEPT_BYTES);
+        let used = self.used().min(self.size);
+        let zeroed = self.used.min(used).min(KEPT_BYTES);
         for offset in (0..zeroed).step_by(ZEROS.len()) {
             let length = (zeroed - offset).min(ZEROS.len() as u64) as usize;
             self.write(offset, &ZEROS[..length])?;
         }
-        self.used = 0;
-        if used > KEPT_BYTES {
+        if used > zeroed {
+            self.present = self.present.min(zeroed);
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::fs::fallocate(&self.file, punch, KEPT_BYTES, used - KEPT_BYTES)?;
+            rustix::fs::fallocate(&self.file, punch, zeroed, used - zeroed)?;
         }
+        (self.used, self.unread) = (0, false);
         Ok(())
     }
 }
@@ -192,6 +215,24 @@ mod tests {
         region.wipe().unwrap();
         let bytes = region.read(0, 4 << 20).unwrap();
         assert!(bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn what_the_other_side_wrote_is_forgotten_too() {
+        let mut region = Region::new("test", 4 << 20).unwrap();
+        for used in [0, 10, 2 << 20] {
+            region.write(0, &vec![7; used]).unwrap();
+            for offset in [8, 5000, 2 << 20, (4 << 20) - 8] {
+                region.file.write_all_at(&[7; 8], offset).unwrap();
+            }
+            region.unread = true;
+            region.wipe().unwrap();
+            assert_eq!(region.used(), 0);
+            let mut bytes = vec![1; 4 << 20];
+            region.file.read_exact_at(&mut bytes, 0).unwrap();
+            assert!(bytes.iter().all(|&byte| byte == 0));
+            assert!(region.present <= used as u64);
+        }
     }
 
     #[test]

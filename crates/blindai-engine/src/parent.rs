@@ -188,6 +188,7 @@ impl Worker {
     pub(crate) fn send(&mut self, run: &mut Run) -> Result<(), Trouble> {
         self.requests += 1;
         run.id = self.requests;
+        self.outputs.hand_over();
         if !self.runs.send(encode(run)?) {
             return Err(Trouble::Gone);
         }

@@ -6,7 +6,7 @@ mod support;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, symlink};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
@@ -14,15 +14,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blindai_core::{Code, EngineKind};
-#[cfg(feature = "tract")]
-use blindai_engine::ModelOptions;
-use blindai_engine::{Engine, EngineOptions, Isolation, LoadedModel};
+use blindai_engine::{Batching, Engine, EngineOptions, Isolation, LoadedModel, ModelOptions};
 use object::{Object as _, ObjectSymbol as _};
 use rustix::process::{Pid, Signal};
 use support::*;
 
 on_every_engine! {
     a_worker_has_no_environment_and_no_descriptors_but_its_own,
+    nothing_of_a_warm_up_stays,
     a_worker_is_bounded_and_cannot_gain_rights,
     a_worker_has_no_capabilities_and_its_system_calls_are_filtered,
     a_worker_leaves_what_the_kernel_lets_it_leave,
@@ -70,6 +69,45 @@ async fn a_worker_has_no_environment_and_no_descriptors_but_its_own(on: On) {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
     drop(stray);
+}
+
+async fn nothing_of_a_warm_up_stays(on: On) {
+    // It divides ones by ones.
+    let model = load(on, "div").await;
+    wait_for_zeros(&model);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_batch_stays_that_was_not_read() {
+    let options = EngineOptions {
+        batching: Some(Batching {
+            max_rows: 8,
+            max_delay: PATIENCE,
+            across_callers: true,
+        }),
+        ..options(EngineKind::OnnxRuntime)
+    };
+    // Fewer rows come out than go in, which is found before anything is read.
+    let model = load_with(options, "fewer_rows").await;
+    let ask = |x: [i64; 4]| run(&model, vec![i64s("x", &[4], &x)]);
+    let (one, other) = tokio::join!(ask([5, 5, 6, 7]), ask([8, 9, 10, 10]));
+    assert_eq!(one.unwrap(), [i64s("y", &[3], &[5, 6, 7])]);
+    assert_eq!(other.unwrap(), [i64s("y", &[3], &[8, 9, 10])]);
+    wait_for_zeros(&model);
+}
+
+/// Where the worker puts its outputs: the answer goes out before they are forgotten.
+fn wait_for_zeros(model: &LoadedModel) {
+    if let Some(descriptors) = visible(fs::read_dir(proc(model, "fd"))) {
+        let mut paths = descriptors.map(|fd| fd.unwrap().path());
+        let outputs = paths.find(|path| kind(path) == "outputs").unwrap();
+        let outputs = fs::File::open(outputs).unwrap();
+        wait_until(|| {
+            let mut start = [1; 4096];
+            outputs.read_exact_at(&mut start, 0).unwrap();
+            start == [0; 4096]
+        });
+    }
 }
 
 fn kind(descriptor: &Path) -> String {
