@@ -314,7 +314,7 @@ impl io::Write for Log {
 
 async fn a_load_that_takes_too_long_is_stopped(on: On) {
     let options = EngineOptions {
-        load_timeout: Duration::from_millis(1),
+        load_timeout: Duration::ZERO,
         ..options(on)
     };
     let engine = Engine::new(options).unwrap();
@@ -396,7 +396,11 @@ async fn an_engine_that_is_not_built_in_is_refused() {
     assert!(error.fact().contains("without tract"), "{error}");
     let engine = Engine::new(options(EngineKind::OnnxRuntime)).unwrap();
     let file = model_file(&model_bytes("identity_FP32"));
-    let error = engine.load_on(EngineKind::Tract, file).await.unwrap_err();
+    let own = ModelOptions {
+        kind: EngineKind::Tract,
+        ..options(EngineKind::OnnxRuntime).of_a_model()
+    };
+    let error = engine.load_with(&own, file).await.unwrap_err();
     assert!(error.fact().contains("without tract"), "{error}");
 }
 
