@@ -28,7 +28,13 @@ const FORBIDDEN: &[Attempt] = &[
     ("read a file", By::Filter, || File::open("/proc/self/status").is_ok()),
     ("list a folder", By::Filter, || fs::read_dir("/").is_ok()),
     ("look at a file", By::Filter, || fs::metadata("/etc/passwd").is_ok()),
-    ("make memory executable", By::Filter, || map(libc::PROT_READ | libc::PROT_EXEC)),
+    ("make memory executable", By::Filter, || map(libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE)),
+    ("map shared memory", By::Filter, || map(libc::PROT_WRITE, libc::MAP_SHARED)),
+    ("map a stack that grows", By::Filter, || map(libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_GROWSDOWN)),
+    ("stretch a mapping", By::Filter, || call(libc::SYS_mremap, [0, 0, 0])),
+    ("remove pages of a file that is mapped", By::Filter, || call(libc::SYS_madvise, [0, 0, libc::MADV_REMOVE])),
+    ("punch a hole into a file", By::Filter, || call(libc::SYS_fallocate, [1, 0, 0])),
+    ("choose cores for a thread", By::Filter, || call(libc::SYS_sched_setaffinity, [0, 0, 0])),
     ("open a socket", By::Filter, || call(libc::SYS_socket, [libc::AF_INET, libc::SOCK_STREAM, 0])),
     ("open a pair", By::Filter, || std::os::unix::net::UnixStream::pair().is_ok()),
     ("run a program", By::Filter, || Command::new("/bin/true").status().is_ok()),
@@ -90,7 +96,8 @@ fn attempt(number: &str, filter: bool) {
 /// What computing needs goes on.
 fn allowed() {
     confine_for_test(true).unwrap();
-    let works = map(libc::PROT_READ | libc::PROT_WRITE)
+    let works = map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
+        && done(libc::SYS_madvise, [0, 0, libc::MADV_DONTNEED])
         && std::thread::spawn(|| true).join().unwrap_or(false);
     // SAFETY: as above.
     unsafe { libc::_exit(if works { STOPPED } else { SUCCEEDED }) }
@@ -111,6 +118,11 @@ fn all() {
     // They work where nothing is in the way, or being stopped would prove nothing.
     for name in [
         "read a file",
+        "map shared memory",
+        "map a stack that grows",
+        "stretch a mapping",
+        "remove pages of a file that is mapped",
+        "choose cores for a thread",
         "open a socket",
         "reach a port of the machine",
         "write a file",
@@ -185,8 +197,8 @@ fn result(number: libc::c_long, arguments: [i32; 3]) -> Result<(), i32> {
     }
 }
 
-fn map(protection: i32) -> bool {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+fn map(protection: i32, flags: i32) -> bool {
+    let flags = flags | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     address != libc::MAP_FAILED

@@ -39,16 +39,25 @@ type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 
 /// What is allowed with some arguments only; of a call's rules, one must hold.
 fn conditions(outputs: BorrowedFd<'_>) -> Result<Rules, seccompiler::BackendError> {
-    use SeccompCmpOp::{Eq, MaskedEq};
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let pid = u64::from(std::process::id());
     // Signals to the group are addressed to its number with a minus, 32 bits wide.
     let group = u64::from((pid as u32).wrapping_neg());
-    let executable = libc::PROT_EXEC as u64;
-    let not_executable = || rule(2, MaskedEq(executable), 0);
+    let not_executable = || condition(2, MaskedEq(libc::PROT_EXEC as u64), 0);
+    // The kernel counts neither what is shared nor what grows like a stack towards the limit of memory.
+    // `mremap` makes any size of the first thread's stack, so it stays denied: `realloc` then copies.
+    let uncounted = (libc::MAP_SHARED | libc::MAP_GROWSDOWN) as u64;
+    let mapping = vec![not_executable()?, condition(3, MaskedEq(uncounted), 0)?];
+    let protecting = vec![not_executable()?];
     let threads_only = libc::CLONE_THREAD as u64;
     Ok(vec![
-        (libc::SYS_mmap, vec![not_executable()?]),
-        (libc::SYS_mprotect, vec![not_executable()?]),
+        (libc::SYS_mmap, vec![SeccompRule::new(mapping)?]),
+        (libc::SYS_mprotect, vec![SeccompRule::new(protecting)?]),
+        // Pages of the inputs must stay: the parent writes to them without asking for new ones.
+        (
+            libc::SYS_madvise,
+            vec![rule(2, Ne, libc::MADV_REMOVE as u64)?],
+        ),
         // A process of its own would outlive its limits. `clone3` hides its flags from the filter,
         // so it stays denied, and the C library falls back to `clone`.
         (
@@ -76,13 +85,20 @@ fn rule(
     operator: SeccompCmpOp,
     value: u64,
 ) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![condition(argument, operator, value)?])
+}
+
+fn condition(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
     let length = match argument {
         ADDRESS => SeccompCmpArgLen::Qword,
         // Integers and flags, of which the kernel looks at the lower half only.
         _ => SeccompCmpArgLen::Dword,
     };
-    let condition = SeccompCondition::new(argument, length, operator, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompCondition::new(argument, length, operator, value)
 }
 
 /// The argument of `sendto` that is a pointer.
@@ -92,8 +108,6 @@ const ADDRESS: u8 = 4;
 const ALLOWED: &[libc::c_long] = &[
     // Memory.
     libc::SYS_brk,
-    libc::SYS_madvise,
-    libc::SYS_mremap,
     libc::SYS_munmap,
     // Threads.
     libc::SYS_exit,
@@ -102,7 +116,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_gettid,
     libc::SYS_rseq,
     libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     // Signals and the end.
