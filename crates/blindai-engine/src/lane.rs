@@ -129,6 +129,7 @@ impl Lane {
         let mut they_come = policy.across_callers || first.caller == self.soon.caller;
         let mut group = Group::new(first, rows);
         loop {
+            let arrival = queue.arrival();
             while let Some(job) =
                 queue.take_if(|caller, job| self.fits(policy, &group, caller, job))
             {
@@ -141,11 +142,9 @@ impl Lane {
                 false => allowed,
             };
             if group.rows >= policy.max_rows || Instant::now() >= until {
-                queue.pass_on();
                 return group.jobs;
             }
-            let arrival = tokio::time::timeout_at(until, queue.arrival()).await;
-            they_come &= arrival.is_ok();
+            they_come &= tokio::time::timeout_at(until, arrival).await.is_ok();
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// Who sent a request. Callers take turns: whoever sends many waits behind himself, and not in front
 /// of the others.
@@ -13,6 +14,10 @@ pub struct Caller(pub u64);
 /// What waits, up to a limit.
 pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
+    /// Wakes one of those who take whatever there is, or lets the next of them not sleep.
+    waits: Notify,
+    /// Wakes all who look for what fits to what they have: whom it does not fit must not take the word
+    /// from whom it does.
     arrived: Notify,
     limit: usize,
 }
@@ -48,6 +53,7 @@ impl<T> Queue<T> {
                 next: 0,
                 idle: takers,
             }),
+            waits: Notify::new(),
             arrived: Notify::new(),
             limit,
         }
@@ -68,7 +74,8 @@ impl<T> Queue<T> {
         }
         let number = state.put(caller, item);
         drop(state);
-        self.arrived.notify_one();
+        self.waits.notify_one();
+        self.arrived.notify_waiters();
         match evicted {
             Some(evicted) => Pushed::WaitsInsteadOf(number, evicted),
             None => Pushed::Waits(number),
@@ -87,10 +94,14 @@ impl<T> Queue<T> {
                 let mut state = self.lock();
                 if let Some(item) = state.take_if(|_, _| true) {
                     state.idle = state.idle.saturating_sub(1);
+                    if state.length > 0 {
+                        // Of two words before anybody sleeps, one is kept.
+                        self.waits.notify_one();
+                    }
                     return item;
                 }
             }
-            self.arrived.notified().await;
+            self.waits.notified().await;
         }
     }
 
@@ -104,16 +115,9 @@ impl<T> Queue<T> {
         self.lock().take_if(fits)
     }
 
-    /// Ends when something may have arrived.
-    pub(crate) async fn arrival(&self) {
-        self.arrived.notified().await;
-    }
-
-    /// Wakes somebody else for what was seen and not taken.
-    pub(crate) fn pass_on(&self) {
-        if self.len() > 0 {
-            self.arrived.notify_one();
-        }
+    /// Ends when something has arrived since the call.
+    pub(crate) fn arrival(&self) -> Notified<'_> {
+        self.arrived.notified()
     }
 
     /// How many wait.
@@ -188,6 +192,11 @@ impl<T> State<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     const GREEDY: Caller = Caller(1);
@@ -256,5 +265,33 @@ mod tests {
         assert!(matches!(queue.push(MODEST, 3), Pushed::Refused(3)));
         queue.finished();
         assert!(matches!(queue.push(MODEST, 3), Pushed::Waits(_)));
+    }
+
+    #[tokio::test]
+    async fn who_takes_one_of_several_wakes_the_next() {
+        let queue = filled(9, &[(GREEDY, 1), (MODEST, 2)]);
+        // The one word that was kept of both.
+        queue.waits.notified().await;
+        assert_eq!(queue.next().await, 1);
+        let word = timeout(Duration::ZERO, queue.waits.notified()).await;
+        assert!(word.is_ok());
+        assert_eq!(queue.next().await, 2);
+        let word = timeout(Duration::ZERO, queue.waits.notified()).await;
+        assert!(word.is_err(), "nobody is woken for nothing");
+    }
+
+    #[tokio::test]
+    async fn who_looks_for_what_fits_keeps_nobody_from_it() {
+        let queue = Queue::new(9, 2);
+        let gathering = [queue.arrival(), queue.arrival()];
+        let mut next = pin!(queue.next());
+        assert!(timeout(Duration::ZERO, &mut next).await.is_err());
+        queue.push(MODEST, 1);
+        assert_eq!(next.await, 1);
+        for arrival in gathering {
+            let told = timeout(Duration::ZERO, arrival).await;
+            assert!(told.is_ok(), "though it had not begun to wait");
+        }
+        assert!(timeout(Duration::ZERO, queue.arrival()).await.is_err());
     }
 }
