@@ -178,19 +178,24 @@ impl Spawned {
     /// killed when its parent dies, and to the kernel the parent is the *thread* that forked.
     async fn new(command: Command) -> io::Result<Self> {
         let spawner = SPAWNER.get_or_init(start_spawner);
-        let (reply, child) = oneshot::channel();
+        let (reply, spawned) = oneshot::channel();
         let gone = || io::Error::other("the spawning thread is gone");
         spawner.send((command, reply)).map_err(|_| gone())?;
-        let child = child.await.map_err(|_| gone())??;
-        let pid = child.id();
-        let child = Some(child);
-        Ok(Self { child, pid })
+        spawned.await.map_err(|_| gone())?
     }
 
     async fn end(mut self) -> Option<ExitStatus> {
         let child = self.child.take()?;
         let reap = move || kill_and_reap(child);
         tokio::task::spawn_blocking(reap).await.ok().flatten()
+    }
+}
+
+impl From<Child> for Spawned {
+    fn from(child: Child) -> Self {
+        let pid = child.id();
+        let child = Some(child);
+        Self { child, pid }
     }
 }
 
@@ -220,17 +225,15 @@ fn kill(child: &mut Child) {
     let _ = child.kill();
 }
 
-type Order = (Command, oneshot::Sender<io::Result<Child>>);
+type Order = (Command, oneshot::Sender<io::Result<Spawned>>);
 static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
 
 fn start_spawner() -> mpsc::Sender<Order> {
     let (orders, queue) = mpsc::channel::<Order>();
     let serve = move || {
         for (mut command, reply) in queue {
-            // Nobody waits any more: the load was dropped, and so is its child.
-            if let Err(Ok(orphan)) = reply.send(command.spawn()) {
-                kill_and_reap(orphan);
-            }
+            // Where the load is dropped, so is its child, whether or not it had got here by then.
+            let _ = reply.send(command.spawn().map(Spawned::from));
         }
     };
     let thread = thread::Builder::new().name("blindai-spawner".into());
@@ -260,4 +263,44 @@ fn died_starting() -> Error {
 fn no_folder(error: io::Error) -> Error {
     let fact = format!("no empty folder can be made for the workers: {error}");
     Error::new(Code::Internal, fact).with_remedy("let the server write to /dev/shm or to TMPDIR")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_that_nobody_took_is_ended_and_reaped() {
+        let spawner = SPAWNER.get_or_init(start_spawner);
+        let file = std::env::temp_dir().join(format!("blindai-spawned-{}", std::process::id()));
+        let order = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script, "sh"]).arg(&file);
+            command.process_group(0);
+            let (reply, spawned) = oneshot::channel();
+            spawner.send((command, reply)).unwrap();
+            spawned
+        };
+        let unseen = order("echo $$ > \"$1.new\" && mv \"$1.new\" \"$1\" && exec sleep 1000");
+        // Orders are served one after the other: when this one was, the first is in its channel.
+        drop(order("exit").await.unwrap());
+        wait_until(|| file.exists());
+        let pid = fs::read_to_string(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        let process = format!("/proc/{}", pid.trim());
+        assert!(fs::exists(&process).unwrap());
+        drop(unseen);
+        wait_until(|| !fs::exists(&process).unwrap());
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !condition() {
+            assert!(started.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
