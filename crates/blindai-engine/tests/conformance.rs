@@ -259,7 +259,7 @@ async fn names_for_people_are_short_and_few_and_leave_terminals_alone(on: On) {
     }
 }
 
-/// The identity with more inputs: a second graph, as protobuf has it, is added to the first.
+/// The identity, with more inputs.
 fn with_inputs(names: &[String]) -> Vec<u8> {
     fn field(number: u8, content: &[u8]) -> Vec<u8> {
         let mut field = vec![number << 3 | 2];
@@ -272,9 +272,15 @@ fn with_inputs(names: &[String]) -> Vec<u8> {
         [&field, content].concat()
     }
     let float = field(1, &[8, 1]);
-    let input = |name: &String| field(11, &[field(1, name.as_bytes()), field(2, &float)].concat());
-    let graph: Vec<u8> = names.iter().flat_map(input).collect();
-    [model_bytes("identity_FP32"), field(7, &graph)].concat()
+    let value = |name: &str| [field(1, name.as_bytes()), field(2, &float)].concat();
+    let identity = [field(1, b"x"), field(2, b"y"), field(4, b"Identity")].concat();
+    let mut graph = [field(1, &identity), field(2, b"identity")].concat();
+    for name in std::iter::once("x").chain(names.iter().map(String::as_str)) {
+        graph.extend(field(11, &value(name)));
+    }
+    graph.extend(field(12, &value("y")));
+    let versions = [vec![8, 8], field(8, &[16, 17])].concat();
+    [versions, field(7, &graph)].concat()
 }
 
 async fn a_flipped_bit_never_takes_the_engine_down(on: On) {

@@ -44,12 +44,13 @@ pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
     }
     let mut walk = Walk::default();
     let mut functions = Vec::new();
-    let mut graphs = 0;
+    let mut has_graph = false;
     let mut seen = Graph::default();
+    at_most_once(model, &[MODEL_GRAPH])?;
     for field in fields(model) {
         match field? {
             (MODEL_GRAPH, Value::Bytes(graph)) => {
-                graphs += 1;
+                has_graph = true;
                 walk.graph(graph, 0)?;
                 check_values(graph, &mut seen)?;
             }
@@ -58,7 +59,7 @@ pub(super) fn check(model: &[u8]) -> Result<Graph<'_>> {
             _ => {}
         }
     }
-    if graphs == 0 {
+    if !has_graph {
         return Err(invalid("it has no graph"));
     }
     walk.functions(&functions)?;
@@ -91,6 +92,8 @@ const NODE_OVERLOAD: u64 = 8;
 const ATTRIBUTE_TENSORS: [u64; 2] = [5, 10];
 const ATTRIBUTE_GRAPHS: [u64; 2] = [6, 11];
 const ATTRIBUTE_SPARSE: [u64; 2] = [22, 23];
+/// A tensor, a graph and a sparse tensor; of the others there may be many.
+const ATTRIBUTE_SINGLE: [u64; 3] = [5, 6, 22];
 const SPARSE_TENSORS: [u64; 2] = [1, 2];
 const FUNCTION_NAME: u64 = 1;
 const FUNCTION_NODE: u64 = 7;
@@ -107,6 +110,8 @@ const TYPE_TENSOR: u64 = 1;
 const TENSOR_SHAPE: u64 = 2;
 const SHAPE_DIM: u64 = 1;
 const DIM_VALUE: u64 = 1;
+/// Of value and name the last one counts.
+const DIM_NAME: u64 = 2;
 const OTHER_TYPES: [(u64, &str); 5] = [
     (4, "a sequence"),
     (5, "a map"),
@@ -153,6 +158,7 @@ impl Walk {
     }
 
     fn attribute(&mut self, attribute: &[u8], depth: usize) -> Result<()> {
+        at_most_once(attribute, &ATTRIBUTE_SINGLE)?;
         for field in fields(attribute) {
             let (number, Value::Bytes(bytes)) = field? else {
                 continue;
@@ -208,13 +214,9 @@ fn check_values<'a>(graph: &'a [u8], seen: &mut Graph<'a>) -> Result<()> {
             _ => continue,
         };
         let name = last_bytes(value, VALUE_NAME)?.unwrap_or_default();
-        let mut shape = None;
-        for field in fields(value) {
-            if let (VALUE_TYPE, Value::Bytes(kind)) = field? {
-                shape = check_type(role, name, kind)?.or(shape);
-            }
-        }
-        if let Some(shape) = shape {
+        at_most_once(value, &[VALUE_TYPE])?;
+        let kind = last_bytes(value, VALUE_TYPE)?.unwrap_or_default();
+        if let Some(shape) = check_type(role, name, kind)? {
             seen.shaped.push(name);
             seen.open_inputs += usize::from(role == "input" && !is_fixed(shape)?);
         } else {
@@ -226,30 +228,35 @@ fn check_values<'a>(graph: &'a [u8], seen: &mut Graph<'a>) -> Result<()> {
 
 /// The shape, when the type states one.
 fn check_type<'a>(role: &str, name: &[u8], kind: &'a [u8]) -> Result<Option<&'a [u8]>> {
-    let mut shape = None;
     for field in fields(kind) {
-        let (number, Value::Bytes(inner)) = field? else {
+        let (number, Value::Bytes(_)) = field? else {
             continue;
         };
         if let Some((_, kind)) = OTHER_TYPES.iter().find(|(other, _)| *other == number) {
             let fact = format!("{role} {:?} is {kind}, not a tensor", lossy(name));
             return Err(Error::new(Code::ModelUnsupported, fact));
         }
-        if number == TYPE_TENSOR {
-            shape = last_bytes(inner, TENSOR_SHAPE)?.or(shape);
-        }
     }
-    Ok(shape)
+    at_most_once(kind, &[TYPE_TENSOR])?;
+    let tensor = last_bytes(kind, TYPE_TENSOR)?.unwrap_or_default();
+    at_most_once(tensor, &[TENSOR_SHAPE])?;
+    last_bytes(tensor, TENSOR_SHAPE)
 }
 
 /// Whether every dimension is a number.
 fn is_fixed(shape: &[u8]) -> Result<bool> {
     for field in fields(shape) {
         if let (SHAPE_DIM, Value::Bytes(dim)) = field? {
-            let mut sizes = fields(dim);
-            // Some exporters write -1 for any.
-            let known = |size: u64| size < 1 << 63;
-            if !sizes.any(|size| matches!(size, Ok((DIM_VALUE, Value::Number(n))) if known(n))) {
+            let mut known = false;
+            for field in fields(dim) {
+                match field? {
+                    // Some exporters write -1 for any.
+                    (DIM_VALUE, Value::Number(size)) => known = size < 1 << 63,
+                    (DIM_NAME, Value::Bytes(_)) => known = false,
+                    _ => {}
+                }
+            }
+            if !known {
                 return Ok(false);
             }
         }
@@ -258,6 +265,7 @@ fn is_fixed(shape: &[u8]) -> Result<bool> {
 }
 
 fn check_sparse(sparse: &[u8]) -> Result<()> {
+    at_most_once(sparse, &SPARSE_TENSORS)?;
     for field in fields(sparse) {
         match field? {
             (number, Value::Bytes(tensor)) if SPARSE_TENSORS.contains(&number) => {
@@ -525,7 +533,26 @@ fn take<'a>(rest: &mut &'a [u8], length: u64) -> Result<&'a [u8]> {
     Ok(taken)
 }
 
-/// The bytes of a field; as protobuf has it, the last one counts.
+/// Refuses messages of which there may be one and are two: protobuf makes one of them, and what was
+/// checked in each is something else in both together.
+fn at_most_once(message: &[u8], numbers: &[u64]) -> Result<()> {
+    let mut seen = 0u64;
+    for field in fields(message) {
+        let (number, Value::Bytes(_)) = field? else {
+            continue;
+        };
+        if numbers.contains(&number) {
+            if seen & 1 << number != 0 {
+                return Err(invalid("a part of which it may have one is there twice"));
+            }
+            seen |= 1 << number;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a field that is not a message: as protobuf has it, the last one counts. Of messages there
+/// must be [one](at_most_once).
 fn last_bytes(message: &[u8], number: u64) -> Result<Option<&[u8]>> {
     let mut last = None;
     for field in fields(message) {
@@ -632,6 +659,69 @@ mod tests {
         check(&dims(&[1 << 20, 1 << 20])).unwrap_or_else(|e| panic!("{e}"));
         for values in [&[u64::MAX][..], &[1 << 40, 1 << 40], &[0, u64::MAX]] {
             assert!(fact(&dims(values)).contains("\"w\" has impossible dimensions"));
+        }
+    }
+
+    #[test]
+    fn what_protobuf_would_merge_is_refused() {
+        let graph = |content: &[u8]| bytes(MODEL_GRAPH, content);
+        let attribute = |content: &[u8]| {
+            let node = bytes(NODE_ATTRIBUTE, content);
+            graph(&bytes(GRAPH_NODE, &node))
+        };
+        let input = |content: &[u8]| graph(&bytes(GRAPH_INPUT, content));
+        let kind = |content: &[u8]| input(&bytes(VALUE_TYPE, content));
+        // Each passes, and both together have 2^80 elements.
+        let tensor = bytes(TENSOR_DIMS, &varint(1 << 40));
+        let sparse = |content: &[u8]| graph(&bytes(GRAPH_SPARSE, content));
+        let dim = bytes(SHAPE_DIM, &[&[8][..], &varint(2)].concat());
+        let shape = bytes(TENSOR_SHAPE, &dim);
+        type Around<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+        let singular: [(Around<'_>, u64, &[u8]); 9] = [
+            (&|content| content.to_vec(), MODEL_GRAPH, &[]),
+            (&attribute, 5, &tensor),
+            (&attribute, 6, &[]),
+            (&attribute, 22, &bytes(1, &tensor)),
+            (&sparse, 1, &tensor),
+            (&sparse, 2, &tensor),
+            (&input, VALUE_TYPE, &bytes(TYPE_TENSOR, &shape)),
+            (&kind, TYPE_TENSOR, &shape),
+            (
+                &|content| kind(&bytes(TYPE_TENSOR, content)),
+                TENSOR_SHAPE,
+                &dim,
+            ),
+        ];
+        for (around, number, content) in singular {
+            let one = bytes(number, content);
+            check(&around(&one)).unwrap_or_else(|e| panic!("{number}: {e}"));
+            assert!(fact(&around(&one.repeat(2))).contains("twice"), "{number}");
+        }
+        let many = [10, 11, 23].map(|number| bytes(number, &[])).concat();
+        check(&attribute(&many.repeat(2))).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    #[test]
+    fn a_dimension_is_what_it_was_called_last() {
+        let (two, any, name) = (
+            &[8, 2][..],
+            &[&[8][..], &varint(u64::MAX)].concat(),
+            &[18, 1, b'n'],
+        );
+        for (dims, fixed) in [
+            (vec![two], true),
+            (vec![name, two], true),
+            (vec![any, two], true),
+            (vec![any], false),
+            (vec![two, any], false),
+            (vec![two, name], false),
+            (vec![], false),
+        ] {
+            let shape = bytes(TENSOR_SHAPE, &bytes(SHAPE_DIM, &dims.concat()));
+            let value = bytes(VALUE_TYPE, &bytes(TYPE_TENSOR, &shape));
+            let model = bytes(MODEL_GRAPH, &bytes(GRAPH_INPUT, &value));
+            let graph = check(&model).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(graph.is_fixed(), fixed, "{dims:?}");
         }
     }
 
