@@ -177,12 +177,12 @@ impl Lane {
                 }
                 Err(Trouble::Abandoned) => return,
                 Err(trouble) => {
-                    let (error, blameless) = self.told(trouble).await;
+                    let (error, blameless) = self.told(trouble, again).await;
                     // Nobody is to suffer from whom he happened to be with.
                     if jobs.len() > 1 {
                         return self.answer_each(jobs).await;
                     }
-                    if !(blameless && again) {
+                    if !blameless {
                         return jobs
                             .into_iter()
                             .for_each(|job| job.tell(Err(error.clone())));
@@ -201,8 +201,9 @@ impl Lane {
     }
 
     /// What to tell the callers, and whether the request had no part in it: then it may be tried
-    /// again, once, since an input that kills workers must not go round for ever.
-    async fn told(&mut self, trouble: Trouble) -> (Error, bool) {
+    /// again, once, since an input that kills workers must not go round for ever. What ends two of them is
+    /// to blame, even where each ended as if it was killed from outside.
+    async fn told(&mut self, trouble: Trouble, again: bool) -> (Error, bool) {
         let idle = matches!(trouble, Trouble::Gone);
         if let Trouble::Refused(error) = trouble {
             return (error, false);
@@ -211,7 +212,7 @@ impl Lane {
             Some(worker) => worker.end().await,
             None => Ended::default(),
         };
-        let blameless = idle || ended.was_killed();
+        let blameless = again && (idle || ended.was_killed());
         if !blameless {
             self.shared.crashes.fetch_add(1, Ordering::Relaxed);
         }

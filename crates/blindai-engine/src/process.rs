@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use blindai_core::{Code, EngineKind, Error, Result};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
@@ -146,7 +147,7 @@ impl Process {
         let _ = rustix::net::send(&self.cancel, &id.to_le_bytes(), SendFlags::NOSIGNAL);
     }
 
-    /// Kills it and says how it had ended.
+    /// Kills it and says how it had ended; nothing where it had not, though it no longer spoke.
     pub(crate) async fn end(self) -> Option<ExitStatus> {
         self.child.end().await
     }
@@ -186,7 +187,10 @@ impl Spawned {
 
     async fn end(mut self) -> Option<ExitStatus> {
         let child = self.child.take()?;
-        let reap = move || kill_and_reap(child);
+        let reap = move || {
+            let ended = has_ended(&child);
+            kill_and_reap(child).filter(|_| ended)
+        };
         tokio::task::spawn_blocking(reap).await.ok().flatten()
     }
 }
@@ -209,6 +213,31 @@ impl Drop for Spawned {
         }
     }
 }
+
+/// Whether it ends without being killed here: its sockets close a moment before. It stays to be reaped.
+fn has_ended(child: &Child) -> bool {
+    let Some(pid) = Pid::from_raw(child.id() as i32) else {
+        return false;
+    };
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let ended = || {
+        matches!(
+            rustix::process::waitid(WaitId::Pid(pid), options),
+            Ok(Some(_))
+        )
+    };
+    let patience = Instant::now() + LONGEST_END;
+    while !ended() {
+        if Instant::now() > patience {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// From the last word of a process to its end.
+const LONGEST_END: Duration = Duration::from_millis(500);
 
 fn kill_and_reap(mut child: Child) -> Option<ExitStatus> {
     kill(&mut child);
@@ -268,9 +297,22 @@ fn no_folder(error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, Instant};
+    use std::os::unix::process::ExitStatusExt as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn how_a_child_ended_is_told_apart_from_being_ended() {
+        let end = async |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]).process_group(0);
+            Spawned::new(command).await.unwrap().end().await
+        };
+        let killed = end("kill -9 $$").await.unwrap();
+        assert_eq!(killed.signal(), Some(Signal::KILL.as_raw()));
+        assert_eq!(end("exit 3").await.unwrap().code(), Some(3));
+        assert_eq!(end("exec sleep 1000").await, None);
+    }
 
     #[tokio::test]
     async fn a_child_that_nobody_took_is_ended_and_reaped() {

@@ -237,15 +237,23 @@ async fn a_request_whose_worker_was_killed_from_outside_is_computed_again() {
     while model.status().running == 0 {
         tokio::task::yield_now().await;
     }
-    let worker = rustix::process::Pid::from_raw(pid(&model) as i32).unwrap();
-    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    let kill = || {
+        let worker = rustix::process::Pid::from_raw(pid(&model) as i32).unwrap();
+        rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    };
+    kill();
     while model.status().restarts == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // It runs again; that it would end by itself takes too long to wait for.
     assert_eq!(model.status().running, 1);
     assert!(!long.is_finished());
-    long.abort();
+    assert_eq!(model.status().crashes, 0);
+    // But not for ever: a model can have its worker look as if it was killed.
+    kill();
+    let error = long.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::WorkerCrashed, "{error}");
+    assert_eq!(model.status().crashes, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
