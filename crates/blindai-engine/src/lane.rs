@@ -50,8 +50,8 @@ pub(crate) struct Lane {
     shared: Arc<Shared>,
     number: usize,
     worker: Option<Worker>,
-    /// Why there is no worker; told once, then the next request tries again.
-    failure: Option<Error>,
+    /// Why there is no worker, and since when; told once and soon, then the next request tries again.
+    failure: Option<(Instant, Error)>,
     soon: Soon,
 }
 
@@ -233,7 +233,8 @@ impl Lane {
             }
         }
         if self.worker.is_none() && self.failure.is_none() {
-            self.failure = self.start().await.err();
+            let failure = self.start().await.err();
+            self.failure = failure.map(|failure| (Instant::now(), failure));
         }
     }
 
@@ -289,8 +290,9 @@ impl Lane {
 
     async fn ready(&mut self) -> Result<&mut Worker> {
         if self.worker.is_none() {
-            match self.failure.take() {
-                Some(failure) => return Err(failure),
+            let failure = self.failure.take();
+            match failure.filter(|(since, _)| since.elapsed() < FRESH_FAILURE) {
+                Some((_, failure)) => return Err(failure),
                 None => self.start().await?,
             }
         }
@@ -556,6 +558,8 @@ fn made_up_input(spec: &TensorSpec, left: &mut u64) -> Option<NamedTensor> {
 /// As an eighth of what the last answer took: how long others are waited for in all. When nobody comes for
 /// a sixty-fourth, it is over.
 const LONGEST_GATHERING: Duration = Duration::from_millis(20);
+/// Up to here why there is no worker is told to the next request, of which it says nothing later.
+const FRESH_FAILURE: Duration = Duration::from_secs(1);
 /// Up to here wiping is done before the answer goes out; it costs less than handing it over.
 const SHORT_WIPE_BYTES: u64 = 64 * 1024;
 /// What a model may be warmed up with, and how long.

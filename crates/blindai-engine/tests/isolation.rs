@@ -299,6 +299,25 @@ async fn the_log_does_not_say_which_model_lost_its_worker() {
     assert!(!log.contains(&hex[..16]), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_wrong_earlier_is_not_told_later() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker-that-comes-back");
+    let _ = fs::remove_file(&program);
+    let mut options = options(EngineKind::OnnxRuntime);
+    let worker = std::mem::replace(&mut options.worker.program, program.clone());
+    symlink(&worker, &program).unwrap();
+    let model = load_with(options, "identity_FP32").await;
+    fs::remove_file(&program).unwrap();
+    kill(pid(&model));
+    let inputs = || vec![f32s("x", &[1], &[1.0])];
+    let error = run(&model, inputs()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Internal, "{error}");
+    // It tried once more for whoever comes next, who comes when all is well.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    symlink(&worker, &program).unwrap();
+    run(&model, inputs()).await.unwrap();
+}
+
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
