@@ -112,7 +112,7 @@ impl Engine {
     }
 }
 
-/// A model that answers requests: callers take turns, and each caller's are answered in the order
+/// A model that answers requests: callers take turns, and each caller's are started in the order
 /// of their arrival.
 ///
 /// Dropping it ends its workers, without waiting.
