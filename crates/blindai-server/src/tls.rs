@@ -9,7 +9,7 @@ use std::sync::Arc;
 use blindai_core::{Code, Error, Result};
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
@@ -51,12 +51,22 @@ pub fn host_certificate(folder: &Path) -> Result<Arc<dyn ResolvesServerCert>> {
     }
     let chain = CertificateDer::pem_file_iter(&pem)
         .and_then(Iterator::collect)
-        .map_err(|error| unusable(&pem, error))?;
-    let private = PrivateKeyDer::from_pem_file(&key).map_err(|error| unusable(&key, error))?;
+        .map_err(|error| unusable(&pem, unquoted(&error)))?;
+    let private =
+        PrivateKeyDer::from_pem_file(&key).map_err(|error| unusable(&key, unquoted(&error)))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified =
         CertifiedKey::from_der(chain, private, &provider).map_err(|error| unusable(&pem, error))?;
     Ok(Arc::new(SingleCertAndKey::from(certified)))
+}
+
+// The library's own words quote lines of the file, and a key whose line breaks were lost is one line.
+fn unquoted(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "there is no such thing in it".to_owned(),
+        _ => "it is not PEM: no lines of base64 between BEGIN and END".to_owned(),
+    }
 }
 
 fn generate(folder: &Path, pem: &Path, key: &Path) -> Result<()> {
