@@ -100,7 +100,7 @@ fn snp(report: &[u8]) -> Result<Snp, CollateralError> {
             (..=2, _, _) => &[Product::Milan, Product::Genoa],
             (_, 0x19, 0x00..=0x0f) => &[Product::Milan],
             (_, 0x19, 0x10..=0x1f | 0xa0..=0xaf) => &[Product::Genoa],
-            (_, 0x1a, 0x00..=0x1f) => &[Product::Turin],
+            (_, 0x1a, 0x00..=0x11) => &[Product::Turin],
             _ => return None,
         };
         let [flags] = array(report, FLAGS)?;
