@@ -26,6 +26,9 @@ const SNP_REPORT_BYTES: usize = 1184;
 const QUOTE_TAG: u64 = 60000;
 /// The largest evidence that is looked at, in bytes. Real quotes are under 16 KiB.
 const EVIDENCE_BYTES: usize = 128 * 1024;
+/// The longest document: revocation lists are the most of it. Before its form is known, a reader takes
+/// many times its length.
+const DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 const FORMAT: &str = "blindai-evidence-v1";
 
 /// The kind of trusted execution environment.
@@ -260,6 +263,9 @@ impl EvidenceDocument {
     /// # Errors
     /// When it is not JSON of this form, or of another version.
     pub fn from_json(json: &[u8]) -> Result<Self, EvidenceError> {
+        if json.len() > DOCUMENT_BYTES {
+            return Err(EvidenceError::TooLong);
+        }
         let document: Self =
             serde_json::from_slice(json).map_err(|e| EvidenceError::not_json(&e))?;
         if document.format != FORMAT {
@@ -341,7 +347,10 @@ impl EvidenceError {
 impl fmt::Display for EvidenceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EvidenceError::TooLong => write!(f, "the evidence is over {EVIDENCE_BYTES} bytes"),
+            EvidenceError::TooLong => write!(
+                f,
+                "the evidence is over {EVIDENCE_BYTES} bytes, or its document over {DOCUMENT_BYTES}"
+            ),
             EvidenceError::Malformed(fact) => f.write_str(fact),
             EvidenceError::Json {
                 problem,
@@ -505,6 +514,18 @@ mod tests {
         assert_eq!(read, Collateral::Snp(snp));
         let unknown = json.replace("crl", "lrc");
         assert!(serde_json::from_str::<Collateral>(&unknown).is_err());
+    }
+
+    #[test]
+    fn a_long_document_is_not_read() {
+        let long = [
+            &b"{\"collateral\":["[..],
+            &b"0,".repeat(DOCUMENT_BYTES / 2),
+            b"0]}",
+        ]
+        .concat();
+        let error = EvidenceDocument::from_json(&long).unwrap_err();
+        assert_eq!(error, EvidenceError::TooLong);
     }
 
     #[test]
