@@ -416,7 +416,7 @@ impl SignedStatement {
         let signature: [u8; _] = signature.map_err(|_| ReceiptError::Header)?;
         // So nothing unsigned, no other header and no second spelling can be in it.
         let again = message(&key_id, payload.clone()).signature(signature.to_vec());
-        if written(again.build()) != receipt {
+        if written(again.build()) != receipt || !is_deterministic(&payload) {
             return Err(ReceiptError::Header);
         }
         Ok(Self {
@@ -473,6 +473,26 @@ fn message(key_id: &Digest, payload: Vec<u8>) -> CoseSign1Builder {
 fn written(message: CoseSign1) -> Vec<u8> {
     let bytes = message.to_tagged_vec();
     bytes.expect("a message of known headers encodes into memory")
+}
+
+/// Whether this is the one encoding of what it says (RFC 8949, 4.2.1).
+fn is_deterministic(payload: &[u8]) -> bool {
+    from_cbor(payload).is_some_and(|value| is_sorted(&value) && to_cbor(&value) == payload)
+}
+
+fn is_sorted(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.iter().all(is_sorted),
+        Value::Map(entries) => {
+            let keys: Vec<_> = entries.iter().map(|(key, _)| to_cbor(key)).collect();
+            keys.is_sorted()
+                && entries
+                    .iter()
+                    .all(|(key, value)| is_sorted(key) && is_sorted(value))
+        }
+        Value::Tag(_, value) => is_sorted(value),
+        _ => true,
+    }
 }
 
 fn read_deed(entries: &Entries) -> Result<Deed, ClaimsError> {
@@ -551,9 +571,31 @@ mod tests {
             panic!("a statement is a map")
         };
         change(&mut entries);
-        let payload = to_cbor(&Value::Map(entries));
+        entries.sort_by_key(|(key, _)| to_cbor(key));
+        with_payload(to_cbor(&Value::Map(entries)))
+    }
+
+    fn with_payload(payload: Vec<u8>) -> Result<Statement, ReceiptError> {
         let receipt = message(&Digest::of(&[9; 32]), payload).signature(vec![8; 64]);
         SignedStatement::decode(&written(receipt.build())).map(|signed| signed.statement)
+    }
+
+    #[test]
+    fn a_statement_has_one_spelling() {
+        let payload = statement().encode();
+        assert_eq!(with_payload(payload.clone()).unwrap(), statement());
+        let Some(Value::Map(mut entries)) = from_cbor(&payload) else {
+            panic!("a statement is a map")
+        };
+        entries.reverse();
+        let unsorted = to_cbor(&Value::Map(entries));
+        // The number of entries in two bytes instead of one, and a map without a number.
+        let long = [&[0xb8, payload[0] & 0x1f], &payload[1..]].concat();
+        let open = [&[0xbf], &payload[1..], &[0xff]].concat();
+        for other in [unsorted, long, open] {
+            assert!(matches!(from_cbor(&other), Some(Value::Map(_))));
+            assert_eq!(with_payload(other).unwrap_err(), ReceiptError::Header);
+        }
     }
 
     #[test]
