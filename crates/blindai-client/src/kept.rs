@@ -9,8 +9,8 @@ use crate::ClientError;
 /// times are in seconds since 1970. The report vouches for no connection.
 ///
 /// It is judged twice: as of the signature, and as of now. Claims end within hours, and then nothing
-/// new is signed; but what is found out about hardware after the signature counts, because whoever has
-/// broken it can write any time into what he signs.
+/// new is signed; but the collateral beside it must still be within its time, because whoever has broken
+/// hardware can write any time into what he signs. What was published later, it does not know.
 ///
 /// # Errors
 /// Of kind `Attestation`.

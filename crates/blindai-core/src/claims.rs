@@ -77,7 +77,7 @@ pub struct Claims {
     pub tls_spki_sha256: [u8; 32],
     /// The Ed25519 key that signs receipts.
     pub receipt_key: Option<[u8; 32]>,
-    /// The X25519 key for messages sealed to this server (HPKE).
+    /// The X25519 key for messages sealed to this server (HPKE). So far it opens none.
     pub hpke_key: Option<[u8; 32]>,
     /// Digest of the effective configuration.
     pub config_digest: Option<Digest>,
