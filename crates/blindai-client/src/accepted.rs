@@ -41,8 +41,7 @@ pub(crate) fn check_answer(
     if models.about(name).is_empty() {
         return Ok(());
     }
-    let told = answer.headers().get(MODEL).map(HeaderValue::to_str);
-    let digest: Option<Digest> = told.and_then(|told| told.ok()?.parse().ok());
+    let digest = told_digest(answer);
     let version: Option<ModelVersion> = version.and_then(|version| version.parse().ok());
     let (Some(digest), Some(version)) = (digest, version) else {
         let fact = format!("the server does not say which model answered as {name}");
@@ -52,4 +51,10 @@ pub(crate) fn check_answer(
             .into());
     };
     Ok(models.accept(name, &version, &digest)?)
+}
+
+/// The digest of the model that answered, as the server says it where models are accepted by theirs.
+pub(crate) fn told_digest(answer: &Answer) -> Option<Digest> {
+    let told = answer.headers().get(MODEL).map(HeaderValue::to_str);
+    told.and_then(|told| told.ok()?.parse().ok())
 }

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,14 +15,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::de::DeserializeOwned;
 
-use crate::accepted::{check_answer, check_info};
+use crate::accepted::{check_answer, check_info, told_digest};
 use crate::address::Address;
 use crate::credentials::{ClientCertificate, Credentials, authorization};
 use crate::http1::{Answer, Broken, Head, Outgoing};
 use crate::receipt::{answered, asked};
 use crate::trust::{Channel, Clock, CollateralFrom, Dialer, Proof, holds};
 use crate::upload::check_digest;
-use crate::{ClientError, Receipt, Upload};
+use crate::{ClientError, ErrorKind, Receipt, Upload};
 
 /// What a connection is made with: the policy, and limits.
 #[derive(Clone)]
@@ -179,6 +179,7 @@ impl Client {
         let shared = Arc::new(Shared {
             dialer,
             known: Mutex::new(channel.proof().clone()),
+            is_refuted: AtomicBool::new(false),
             idle: Mutex::default(),
             request_timeout,
             max_response_bytes,
@@ -212,9 +213,11 @@ impl Client {
     /// verified again without the server.
     ///
     /// # Errors
-    /// As for [`Client::connect`].
+    /// As for [`Client::connect`]. What the server proved before is worth nothing then: the next request
+    /// asks for evidence, too.
     pub async fn attest(&self) -> Result<(EvidenceDocument, Arc<VerifiedReport>), ClientError> {
-        let channel = self.shared.dialer.attest().await?;
+        let attested = self.shared.dialer.attest().await;
+        let channel = attested.inspect_err(|error| self.shared.refused(error))?;
         let Proof { report, evidence } = channel.proof().clone();
         self.shared.remember(channel.proof());
         self.shared.park(channel);
@@ -354,6 +357,8 @@ impl Client {
             kind: Some(receipt::Kind::Infer),
             model_name: Some(name),
             model_version: version.or(ran.as_ref()),
+            // Which was compared with what is accepted.
+            model_digest: told_digest(&answer),
             inputs: &request.inputs,
             outputs: &response.outputs,
             complete: true,
@@ -388,8 +393,10 @@ impl Client {
     ) -> Result<ModelInfo, ClientError> {
         let mut head = Head::new(Method::GET, model_path(api::MODELS, name, version));
         head.accept(&self.accepted, name);
-        let info = json(&self.shared.repeatable(&head, &[]).await?.0)?;
-        check_info(&self.accepted, info)
+        let info: ModelInfo = json(&self.shared.repeatable(&head, &[]).await?.0)?;
+        // By the name that was asked for: the pins of another say nothing of it.
+        self.accepted.accept(name, &info.version, &info.digest)?;
+        Ok(info)
     }
 
     /// Deletes one version of a model, or all of them, and says what was deleted. Never repeated
@@ -471,6 +478,8 @@ struct Shared {
     dialer: Dialer,
     /// The newest one. Each channel holds its own besides.
     known: Mutex<Proof>,
+    /// After it, new evidence was refused.
+    is_refuted: AtomicBool,
     idle: Mutex<Vec<Idle>>,
     request_timeout: Duration,
     max_response_bytes: usize,
@@ -547,22 +556,40 @@ impl Shared {
     }
 
     async fn new_channel(&self) -> Result<Channel, ClientError> {
+        if self.is_refuted.load(Ordering::Acquire) {
+            let channel = self.dialer.attest().await?;
+            self.remember(channel.proof());
+            return Ok(channel);
+        }
         let known = lock(&self.known).clone();
+        let before = known.report.clone();
         let channel = self.dialer.open(known).await?;
-        self.remember(channel.proof());
+        // Otherwise an older one could take the place of one that came meanwhile.
+        if !Arc::ptr_eq(channel.report(), &before) {
+            self.remember(channel.proof());
+        }
         Ok(channel)
+    }
+
+    /// Evidence was asked for and refused: nothing goes out for what was proved before.
+    fn refused(&self, error: &ClientError) {
+        if error.kind() == ErrorKind::Attestation {
+            self.is_refuted.store(true, Ordering::Release);
+            lock(&self.idle).clear();
+        }
     }
 
     fn park(&self, channel: Channel) {
         let since = Instant::now();
         let mut idle = lock(&self.idle);
-        if idle.len() < self.idle_connections {
+        if idle.len() < self.idle_connections && !self.is_refuted.load(Ordering::Acquire) {
             idle.push(Idle { channel, since });
         }
     }
 
     fn remember(&self, proof: &Proof) {
         *lock(&self.known) = proof.clone();
+        self.is_refuted.store(false, Ordering::Release);
     }
 
     async fn in_time<T>(

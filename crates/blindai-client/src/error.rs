@@ -23,7 +23,8 @@ pub struct ClientError(Box<Inner>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The server did not prove that it is what the policy asks for. Nothing was sent to it.
+    /// The server did not prove that it is what the policy asks for: this request was not sent to it.
+    /// Or a receipt does not hold (codes that begin with `receipt-`): then it was.
     Attestation,
     /// The policy itself cannot be used.
     Policy,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blindai_collateral::{CollateralErrorKind, Fetcher};
-use blindai_core::{EvidenceDocument, Nonce, Seen, api};
+use blindai_core::{Collateral, EvidenceDocument, Nonce, Seen, api};
 use blindai_verify::{Binding, CertificateEvidence, Policy, Rejection, VerifiedReport};
 use http::{HeaderValue, Method, StatusCode};
 use rustls::client::Resumption;
@@ -80,6 +80,12 @@ impl CollateralFrom {
             (Err(error), Self::FetchedOrServer(_))
                 if document.collateral.is_some() && is_absent(error.kind()) =>
             {
+                // The platform that was asked for is the one whose certificates stand in the quote, where
+                // no signature covers them. Others beside it could make a source know nothing of a
+                // machine that it would call revoked.
+                if let Some(Collateral::Dcap(stapled)) = &mut document.collateral {
+                    stapled.pck_certificate_chain = None;
+                }
                 Ok(())
             }
             (Err(error), _) => Err(error.into()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blindai_client::{
     Client, ClientError, ConnectOptions, ErrorKind, FetchOptions, Fetcher, Policy, Source, Upload,
 };
-use blindai_core::{Claims, Evidence, EvidenceDocument, Tee};
+use blindai_core::{Claims, Collateral, Evidence, EvidenceDocument, Tee};
 use blindai_tee::{Attester as _, Measurement, simulated_rtmr};
 use blindai_verify::Binding;
 use rcgen::KeyPair;
@@ -500,6 +500,78 @@ async fn a_server_cannot_make_clients_take_what_it_staples() {
     let lenient = options(&time).collateral_or_stapled(fetcher);
     let error = refused(&server, lenient).await;
     assert_eq!(error.code(), "collateral-platform-unknown");
+}
+
+/// No signature covers the certificates in a quote. Those of an unknown machine in the place of the
+/// true ones, which are stapled, make a source know nothing of a machine that it may call revoked.
+#[tokio::test]
+async fn a_server_cannot_hide_which_machine_it_is() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let (folder, fetcher) = own_collateral(b"");
+    drop(folder);
+    let other = Identity::new(MEASUREMENT, &time);
+    server.attest_with(move |nonce| {
+        let mut evidence = identity.evidence(Some(nonce));
+        let chain = split_chain(&mut evidence.quote);
+        let stranger = split_chain(&mut other.evidence(Some(nonce)).quote);
+        join_chain(&mut evidence.quote, &stranger);
+        let mut collateral = identity.platform.collateral().unwrap();
+        let Some(Collateral::Dcap(dcap)) = &mut collateral else {
+            panic!("another kind of collateral")
+        };
+        dcap.pck_certificate_chain = Some(String::from_utf8(chain).unwrap());
+        EvidenceDocument::new(Tee::Sgx, evidence, collateral).to_json()
+    });
+    let lenient = options(&time).collateral_or_stapled(fetcher);
+    let error = refused(&server, lenient).await;
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    assert_eq!(error.code(), "chain-invalid");
+}
+
+/// Where a quote of version 3 says how long its signature data are, of which the chain is the end.
+const SIGNATURE_LENGTH: std::ops::Range<usize> = 432..436;
+
+/// Takes the chain out of a quote.
+fn split_chain(quote: &mut Vec<u8>) -> Vec<u8> {
+    let begin = b"-----BEGIN";
+    let start = quote.windows(begin.len()).position(|found| found == begin);
+    quote.split_off(start.unwrap())
+}
+
+fn join_chain(quote: &mut Vec<u8>, chain: &[u8]) {
+    let start = quote.len();
+    quote.extend_from_slice(chain);
+    let lengths = [quote.len() - SIGNATURE_LENGTH.end, chain.len()];
+    let [signature, own] = lengths.map(|length| u32::try_from(length).unwrap().to_le_bytes());
+    quote[SIGNATURE_LENGTH].copy_from_slice(&signature);
+    quote[start - 4..start].copy_from_slice(&own);
+}
+
+#[tokio::test]
+async fn after_refused_evidence_nothing_goes_out_for_what_was_proved_before() {
+    let (identity, time) = identity();
+    let server = Server::honest(&identity).await;
+    let client = Client::connect(&server.address, options(&time))
+        .await
+        .unwrap();
+    client.models().await.unwrap();
+    let bad = Identity::new([9; 32], &time);
+    server.attest_with(move |nonce| {
+        let collateral = bad.platform.collateral().unwrap();
+        EvidenceDocument::new(Tee::Sgx, bad.evidence(Some(nonce)), collateral).to_json()
+    });
+    let error = client.attest().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    let error = client.models().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Attestation);
+    let honest = identity.clone();
+    server.attest_with(move |nonce| {
+        let collateral = honest.platform.collateral().unwrap();
+        EvidenceDocument::new(Tee::Sgx, honest.evidence(Some(nonce)), collateral).to_json()
+    });
+    client.models().await.unwrap();
+    client.models().await.unwrap();
 }
 
 #[tokio::test]
