@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import threading
+import traceback
 import warnings
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import connect
 from graphs import TensorProto
-from support import Server
+from support import PATIENCE, Server
 
 import blindai
 from blindai.client import BlindAiClient, ModelDatumType
@@ -138,6 +139,101 @@ def test_a_closed_client_says_so(server: Server):
         with pytest.raises(blindai.ConnectionError) as caught:
             call()
         assert caught.value.code == "client-closed"
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Does something in a forked process, as `multiprocessing` does with its method `fork`."""
+    with warnings.catch_warnings():
+        # Of Python: the threads of other tests are not in the child.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            # What hangs there ends all the same.
+            signal.alarm(int(PATIENCE))
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def refuses_after_fork(call: Callable[[], object]) -> None:
+    with pytest.raises(blindai.ConnectionError) as caught:
+        call()
+    assert caught.value.code == "client-forked"
+
+
+def test_a_forked_process_does_not_use_the_connections_of_its_parent(server: Server, model: str):
+    client = connect(server, timeout=5)
+    client.models.upload(graphs.identity(), name=model)
+    x = np.ones(3, np.float32)
+
+    def child() -> None:
+        for call in (
+            client.ready,
+            client.attest,
+            client.models.list,
+            lambda: client.models.get(model),
+            lambda: client.models.delete(model),
+            lambda: client.models.upload(graphs.identity(), name=model),
+            lambda: client.infer(model, {"x": x}),
+        ):
+            refuses_after_fork(call)
+        with connect(server) as own:
+            assert own.infer(model, {"x": x})["y"].tolist() == x.tolist()
+        # What the child drops the parent still waits on.
+        client.close()
+
+    with client:
+        in_child(child)
+        for _ in range(3):
+            assert client.infer(model, {"x": x})["y"].tolist() == x.tolist()
+
+
+def test_asyncio_is_refused_after_a_fork(server: Server):
+    async def connected() -> blindai.aio.Client:
+        return await blindai.aio.connect(server.address, simulation=True, timeout=5)
+
+    async def ready(client: blindai.aio.Client) -> bool:
+        return await client.ready()
+
+    def child() -> None:
+        refuses_after_fork(lambda: asyncio.run(ready(client)))
+        refuses_after_fork(lambda: asyncio.run(connected()))
+        with connect(server) as own:
+            assert own.ready()
+        asyncio.run(client.close())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", blindai.SimulationWarning)
+        client = asyncio.run(connected())
+        in_child(child)
+    assert asyncio.run(ready(client))
+
+
+def test_the_old_api_is_refused_after_a_fork(server: Server, tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graphs.identity(shape=[3]))
+
+    def use(client: BlindAiClient) -> None:
+        client.connect_server("localhost", simulation=True, attested_port=server.port)
+        client.upload_model(path)
+        assert client.run_model([1, 2, 3]).output == [1, 2, 3]
+
+    def child() -> None:
+        refuses_after_fork(lambda: client.run_model([1, 2, 3]))
+        refuses_after_fork(lambda: client.run_model([1, 2, 3], sign=True))
+        refuses_after_fork(lambda: client.upload_model(path))
+        use(client)
+
+    with BlindAiClient() as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", blindai.SimulationWarning)
+        use(client)
+        in_child(child)
+        assert client.run_model([4, 5, 6]).output == [4, 5, 6]
 
 
 def test_asyncio(server: Server, model: str):

@@ -63,6 +63,10 @@ class Client:
     """A connection to a verified server; made by `blindai.connect`.
 
     It may be used from several threads at once. Close it, or use it in a ``with`` block.
+
+    It is of the process that made it. In one that was forked from that (`multiprocessing` with
+    ``fork``, gunicorn with ``--preload``) every call is refused with ``client-forked``, because
+    both would encrypt with the same keys and nonces: connect there again.
     """
 
     def __init__(self, native: _native.Client) -> None:
@@ -115,7 +119,7 @@ class Client:
             AccessError: the server does not know this caller, or does not let it do this.
             AttestationError: the server's evidence has expired and it has no new one.
             ReceiptError: the receipt does not fit the request or the answer.
-            ConnectionError: the connection broke, or this client is closed.
+            ConnectionError: the connection broke, or this client is closed or of another process.
         """
         if not needs_signature(inputs):
             return self._run(name, inputs, version, outputs, None, receipt, digest)

@@ -72,7 +72,9 @@ class Connecting:
 class Client:
     """A connection to a verified server; made by `blindai.aio.connect`.
 
-    The methods are those of `blindai.Client`, to be awaited.
+    The methods are those of `blindai.Client`, to be awaited. A process that is forked from one that
+    used `blindai.aio` cannot connect with it either (``client-forked``): the threads that serve it
+    are not there.
     """
 
     def __init__(self, native: _native.AsyncClient) -> None:

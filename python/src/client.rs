@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::inside_runtime;
 use crate::legacy::{self, Evidence, Held, Run, Signed};
+use crate::own::{Own, with_threads};
 use crate::tensor::{Input, Outputs};
 use crate::verbs::{self, Connect, Id, Kept, PolicySource, Report, Source};
 
@@ -34,7 +35,7 @@ pub fn connect(
         client_certificate,
     };
     let client = events.wait(py, connect.run())?;
-    Ok(Client { client, events })
+    Ok(Client(Own::new(Blocking { client, events })))
 }
 
 /// Verifies a server and connects to it.
@@ -56,31 +57,48 @@ pub fn connect_async(
         token,
         client_certificate,
     };
-    future_into_py(py, async { Ok(AsyncClient(connect.run().await?)) })
+    with_threads()?;
+    future_into_py(py, async {
+        Ok(AsyncClient(Own::new(connect.run().await?)))
+    })
 }
 
 /// A client that waits for each answer.
 ///
 /// The event loop runs on the calling thread, so that a round trip changes no thread.
 #[pyclass(frozen, module = "blindai._native")]
-pub struct Client {
+pub struct Client(Own<Blocking>);
+
+struct Blocking {
     // In front of the event loop: its connections end first.
     client: blindai_client::Client,
     events: Events,
 }
 
+impl Client {
+    /// Waits for what `work` makes of the client.
+    fn wait<T: Send, W: Future<Output = PyResult<T>> + Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(blindai_client::Client) -> W,
+    ) -> PyResult<T> {
+        let Blocking { client, events } = self.0.get()?;
+        events.wait(py, work(client.clone()))
+    }
+}
+
 #[pymethods]
 impl Client {
-    fn report(&self) -> Report {
-        verbs::report(&self.client.report())
+    fn report(&self) -> PyResult<Report> {
+        Ok(verbs::report(&self.0.get()?.client.report()))
     }
 
     fn attest(&self, py: Python<'_>) -> PyResult<Report> {
-        self.events.wait(py, verbs::attest(self.client.clone()))
+        self.wait(py, verbs::attest)
     }
 
     fn ready(&self, py: Python<'_>) -> PyResult<bool> {
-        self.events.wait(py, verbs::ready(self.client.clone()))
+        self.wait(py, verbs::ready)
     }
 
     #[expect(
@@ -98,9 +116,9 @@ impl Client {
         digest: Option<&str>,
     ) -> PyResult<(Outputs, Option<Kept>)> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
-        let client = verbs::accepting(&self.client, &id, digest)?;
-        self.events
-            .wait(py, verbs::infer(client, id, request, receipt))
+        let Blocking { client, events } = self.0.get()?;
+        let client = verbs::accepting(client, &id, digest)?;
+        events.wait(py, verbs::infer(client, id, request, receipt))
     }
 
     #[expect(
@@ -118,55 +136,60 @@ impl Client {
         receipt: bool,
     ) -> PyResult<(String, Option<Kept>)> {
         let id = Id::parse(name, version)?;
-        let upload = verbs::upload(self.client.clone(), id, replace, source, progress, receipt);
-        self.events.wait(py, upload)
+        self.wait(py, |client| {
+            verbs::upload(client, id, replace, source, progress, receipt)
+        })
     }
 
     fn models(&self, py: Python<'_>) -> PyResult<String> {
-        self.events.wait(py, verbs::models(self.client.clone()))
+        self.wait(py, verbs::models)
     }
 
     fn model(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
         let id = Id::parse(name, version)?;
-        self.events.wait(py, verbs::model(self.client.clone(), id))
+        self.wait(py, |client| verbs::model(client, id))
     }
 
     fn delete(&self, py: Python<'_>, name: &str, version: Option<&str>) -> PyResult<String> {
         let id = Id::parse(name, version)?;
-        self.events.wait(py, verbs::delete(self.client.clone(), id))
+        self.wait(py, |client| verbs::delete(client, id))
     }
 
     fn evidence(&self, py: Python<'_>) -> PyResult<Evidence> {
-        self.events.wait(py, legacy::evidence(self.client.clone()))
+        self.wait(py, legacy::evidence)
     }
 
     fn vouch(&self, py: Python<'_>, held: Held) -> PyResult<Signed> {
-        let call = legacy::vouch(self.client.clone(), held);
-        self.events.wait(py, call)
+        self.wait(py, |client| legacy::vouch(client, held))
     }
 
     fn run_signed(&self, py: Python<'_>, run: Run) -> PyResult<Signed> {
-        let call = legacy::run_signed(self.client.clone(), run);
-        self.events.wait(py, call)
+        self.wait(py, |client| legacy::run_signed(client, run))
     }
 }
 
 /// A client whose methods give futures for asyncio.
 #[pyclass(frozen, module = "blindai._native")]
-pub struct AsyncClient(blindai_client::Client);
+pub struct AsyncClient(Own<blindai_client::Client>);
+
+impl AsyncClient {
+    fn client(&self) -> PyResult<blindai_client::Client> {
+        self.0.get().cloned()
+    }
+}
 
 #[pymethods]
 impl AsyncClient {
-    fn report(&self) -> Report {
-        verbs::report(&self.0.report())
+    fn report(&self) -> PyResult<Report> {
+        Ok(verbs::report(&self.client()?.report()))
     }
 
     fn attest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        future_into_py(py, verbs::attest(self.0.clone()))
+        future_into_py(py, verbs::attest(self.client()?))
     }
 
     fn ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        future_into_py(py, verbs::ready(self.0.clone()))
+        future_into_py(py, verbs::ready(self.client()?))
     }
 
     #[expect(
@@ -184,7 +207,7 @@ impl AsyncClient {
         digest: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (id, request) = (Id::parse(name, version)?, verbs::request(inputs, outputs)?);
-        let client = verbs::accepting(&self.0, &id, digest)?;
+        let client = verbs::accepting(&self.client()?, &id, digest)?;
         future_into_py(py, verbs::infer(client, id, request, receipt))
     }
 
@@ -203,12 +226,12 @@ impl AsyncClient {
         receipt: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        let upload = verbs::upload(self.0.clone(), id, replace, source, progress, receipt);
+        let upload = verbs::upload(self.client()?, id, replace, source, progress, receipt);
         future_into_py(py, upload)
     }
 
     fn models<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        future_into_py(py, verbs::models(self.0.clone()))
+        future_into_py(py, verbs::models(self.client()?))
     }
 
     fn model<'py>(
@@ -218,7 +241,7 @@ impl AsyncClient {
         version: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        future_into_py(py, verbs::model(self.0.clone(), id))
+        future_into_py(py, verbs::model(self.client()?, id))
     }
 
     fn delete<'py>(
@@ -228,7 +251,7 @@ impl AsyncClient {
         version: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let id = Id::parse(name, version)?;
-        future_into_py(py, verbs::delete(self.0.clone(), id))
+        future_into_py(py, verbs::delete(self.client()?, id))
     }
 }
 

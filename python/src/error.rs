@@ -48,6 +48,12 @@ pub fn inside_runtime() -> PyErr {
     )
 }
 
+/// The exception of a client, or of what serves clients, that a forked process inherited.
+pub fn forked(fact: &str) -> PyErr {
+    let remedy = "connect again in this process; for blindai.aio start it with \"spawn\"";
+    local("ConnectionError", "client-forked", fact, remedy)
+}
+
 fn local(class: &'static str, code: &str, fact: &str, remedy: &str) -> PyErr {
     Exception {
         class,

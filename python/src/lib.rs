@@ -7,6 +7,7 @@
 mod client;
 mod error;
 mod legacy;
+mod own;
 mod receipt;
 mod tensor;
 mod verbs;
