@@ -207,8 +207,9 @@ class Models:
             replace: True takes the place of other content that the version holds. No request
                 fails meanwhile: each gets the old answer or the new one.
             progress: True or False for a bar on standard error, by default when that is a
-                terminal; or a function of the bytes sent so far and the bytes in all. It is called
-                from another thread; an exception in it ends the upload.
+                terminal; or a function of the bytes sent so far and the bytes in all, which is
+                called on this thread, with `blindai.aio` on another. An exception in it ends the
+                upload.
             receipt: ask for a receipt, check it, and give it as ``model.receipt``.
 
         Raises:
