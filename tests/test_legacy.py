@@ -411,6 +411,24 @@ def test_our_answers_are_signed_and_kept(
             refused()
 
 
+@pytest.mark.parametrize("sign", [False, True])
+def test_no_other_model_runs_than_the_one_uploaded(
+    server: Server, client: BlindAiClient, model: Path, sign: bool
+):
+    client.upload_model(model)
+    name = f"sha256-{sha256(model).hex()[:16]}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", blindai.SimulationWarning)
+        other = blindai.connect(server.address, simulation=True)
+    with other:
+        other.models.upload(graphs.identity(shape=["n", 3]), name=name, version="1", replace=True)
+        with pytest.raises(blindai.ConnectionError) as caught:
+            client.run_model([1, 2, 3], sign=sign)
+        assert caught.value.code == "model-not-accepted"
+        other.models.upload(model, name=name, version="1", replace=True)
+    assert client.run_model([1, 2, 3], sign=sign).is_signed() == sign
+
+
 def test_a_proof_is_judged_by_a_policy(server: Server, client: BlindAiClient, model: Path):
     upload = client.upload_model(model, sign=True)
     measured = client._connected().report.measurements["mrenclave"]

@@ -102,7 +102,9 @@ class Client:
     def vouch(
         self, held: tuple[str, str, bytes, list[int], tuple[int, int], bytes]
     ) -> tuple[bytes, bytes]: ...
-    def run_signed(self, run: tuple[str, str, list[int], bytes, bytes]) -> tuple[bytes, bytes]: ...
+    def run_signed(
+        self, run: tuple[str, str, bytes, list[int], bytes, bytes]
+    ) -> tuple[bytes, bytes]: ...
 
 @final
 class AsyncClient:

@@ -206,8 +206,14 @@ class BlindAiClient:
             return response
         with _as_connection_error():
             model = self._model.model
-            wanted = [self._model.output.name]
-            outputs = client.infer(model.name, inputs, version=model.version, outputs=wanted)
+            # Under the same name and version there may be another model by now.
+            outputs = client.infer(
+                model.name,
+                inputs,
+                version=model.version,
+                outputs=[self._model.output.name],
+                digest=model.digest,
+            )
         response.output = outputs[self._model.output.name].reshape(-1).tolist()
         return response
 
@@ -249,8 +255,9 @@ class BlindAiClient:
     ) -> None:
         numbers = _numbers.encode(data_list)
         (array,) = inputs.values()
-        named = (model.model.name, model.model.version, list(array.shape), numbers)
-        self._sign(response, lambda nonce: client._native().run_signed((*named, nonce)))
+        named = (model.model.name, model.model.version, model.digest)
+        sent = (*named, list(array.shape), numbers)
+        self._sign(response, lambda nonce: client._native().run_signed((*sent, nonce)))
         response.validate(
             data_list,
             validate_quote=False,

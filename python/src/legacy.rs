@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use blindai_client::{Client, ClientError, SignedAnswer, is_simulated, judge_kept};
+use blindai_client::{Client, ClientError, ModelPins, SignedAnswer, is_simulated, judge_kept};
 use blindai_core::Digest;
 use blindai_core::legacy::numbers::{self, Number};
 use blindai_core::legacy::{Answer, Datum, ModelChoice, Payload, Proof, RunModel, SendModel};
@@ -33,9 +33,9 @@ pub async fn evidence(client: Client) -> PyResult<Evidence> {
 #[derive(FromPyObject)]
 pub struct Held(String, String, [u8; 32], Vec<i32>, (u64, u64), Vec<u8>);
 
-/// A model and its input: name, version, shape, CBOR list, nonce.
+/// A model and its input: name, version, SHA-256, shape, CBOR list, nonce.
 #[derive(FromPyObject)]
-pub struct Run(String, String, Vec<i32>, PyBackedBytes, Vec<u8>);
+pub struct Run(String, String, [u8; 32], Vec<i32>, PyBackedBytes, Vec<u8>);
 
 /// Payload and signature.
 #[derive(IntoPyObject)]
@@ -57,9 +57,11 @@ pub async fn vouch(client: Client, held: Held) -> PyResult<Signed> {
     signed(client.vouch(&request).await)
 }
 
-/// Runs a model and has the answer signed.
+/// Runs this model and no other, and has the answer signed.
 pub async fn run_signed(client: Client, run: Run) -> PyResult<Signed> {
-    let Run(name, version, input_fact, list, nonce) = run;
+    let Run(name, version, hash, input_fact, list, nonce) = run;
+    let only = Some(Digest::from_bytes(hash));
+    let client = client.accepting(ModelPins::digest(&name.parse().map_err(refused)?, only));
     let request = RunModel {
         sign: true,
         nonce: nonce.into(),
