@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import graphs
 import numpy as np
 import pytest
 import tomllib
 from conftest import SUMMARY
+from s3 import write_credentials
 from support import PATIENCE, Server, binary, descendants, has_ended, wait_for
 
 from tools import onnxruntime
@@ -53,11 +55,31 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
+# A server that speaks S3 in this network, with a bucket; it ends with whom it is beside.
+S3_BESIDE = """
+import boto3, contextlib, ctypes, os, subprocess, sys, time
+end_with_me = lambda: ctypes.CDLL(None).prctl(1, 9)
+moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "5000"]
+quiet = subprocess.DEVNULL
+subprocess.Popen(moto, stdout=quiet, stderr=quiet, preexec_fn=end_with_me)
+keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+s3 = boto3.client("s3", endpoint_url="http://127.0.0.1:5000", region_name="us-east-1", **keys)
+for _ in range(600):
+    with contextlib.suppress(Exception):
+        s3.create_bucket(Bucket="kept")
+        break
+    time.sleep(0.1)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Container:
     """The image's file system, run as `docker run` would, in a network that only it is in."""
 
     def __init__(self, root: Path, tls: Path, log: Path):
         self.root, self.tls, self.log = root, tls, log
+        # What starts something else in the network first.
+        self.before: list[str] = []
 
     @property
     def server(self) -> int:
@@ -82,7 +104,7 @@ class Container:
         """Started with `--simulation`, and stopped as `docker stop` does."""
         run = [DOCKER / "rootfs.sh", "run", self.root, self.tls, "--simulation"]
         network = ["unshare", "--net", "--", sys.executable, "-c", LOOPBACK_UP]
-        command = [str(word) for word in (*network, *run)]
+        command = [str(word) for word in (*network, *self.before, *run)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, preexec_fn=before, env={**os.environ, **options}
@@ -201,6 +223,36 @@ def test_files_of_root_are_given_away_but_never_through_a_link(
     with pytest.raises(AssertionError, match=r"host_server\.pem"), container.running():
         pass
     assert precious.stat().st_uid == 0
+
+
+@as_root
+def test_the_image_opens_an_object_store(container: Container, tmp_path: Path):
+    # Also over http: the client of the store is made with the authorities of the system, or not.
+    s3 = boto3.client("s3", endpoint_url="http://127.0.0.1:5000", region_name="us-east-1")
+    credentials = Path(write_credentials(tmp_path, s3, "secret"))
+    shutil.copy(credentials, container.root / "etc/blindai/credentials.toml")
+    with (container.root / "etc/blindai/blindai.toml").open("a") as configuration:
+        configuration.write(
+            '[store]\nlocation = "s3://kept/here"\nsimulated_key = "/root/tls/key"\n'
+            'credentials = "/etc/blindai/credentials.toml"\n'
+        )
+    container.before = [sys.executable, "-c", S3_BESIDE]
+    with container.running():
+        assert answer(container, tmp_path).tolist() == [11, 22]
+        listed = json.loads(container.blindai("models", "list", "--simulation", "--json"))
+        assert [model["kept"] for model in listed["models"]] == ["simulated"]
+
+
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def test_every_image_has_the_authorities_that_object_stores_are_verified_by():
+    files = [line.split() for line in (DOCKER / "files.txt").read_text().splitlines()]
+    assert ["0644", AUTHORITIES, AUTHORITIES] in files
+    mounts = {mount["path"]: mount.get("uri") for mount in manifest()["fs"]["mounts"]}
+    assert mounts[AUTHORITIES] == f"file:/opt/blindai{AUTHORITIES}"
+    packages = (CVM / "mkosi.conf").read_text().partition("\nPackages=")[2].partition("\n#")[0]
+    assert "ca-certificates" in packages.split()
 
 
 def test_the_image_is_made_of_what_was_run_and_of_pinned_versions():
