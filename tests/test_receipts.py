@@ -93,6 +93,15 @@ def test_an_inference_has_a_receipt(client: blindai.Client, same: str, tmp_path:
     assert {check.name for check in report.checks} >= {"quote", "report_data", "receipt_signature"}
 
 
+def test_no_receipt_takes_the_evidence_of_another(tmp_path: Path):
+    names = ["x.2026-11-25", "x.2026-11-26", "y.cbor", "z"]
+    for name in names:
+        Receipt(b"r", name).save(tmp_path / name)
+    for name in names:
+        assert Receipt.load(tmp_path / name).evidence == name
+    assert (tmp_path / "y.evidence.json").is_file()
+
+
 def test_what_is_not_given_is_skipped(client: blindai.Client, same: str):
     receipt = client.infer(same, {"x": X}, receipt=True).receipt
     checks = outcomes(verify(receipt))

@@ -214,7 +214,10 @@ def keep(receipt: tuple[bytes, str] | None) -> Receipt | None:
 
 
 def _beside(path: str | os.PathLike[str]) -> Path:
-    return Path(path).with_suffix(".evidence.json")
+    path = Path(path)
+    # Any other extension may be all that two names differ in, as in ``r.2026-11-25``.
+    stem = path.with_suffix("") if path.suffix == ".cbor" else path
+    return stem.with_name(f"{stem.name}.evidence.json")
 
 
 def _digest(model: Model | str | os.PathLike[str] | None) -> str | None:

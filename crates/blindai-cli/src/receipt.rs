@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 #[derive(Args)]
 pub struct Keep {
     /// Ask for a receipt, check it, and keep it in this file, with the evidence beside it as
-    /// NAME.evidence.json.
+    /// NAME.evidence.json of NAME.cbor.
     #[arg(long, value_name = "FILE")]
     pub receipt: Option<PathBuf>,
 }

@@ -103,9 +103,16 @@ impl fmt::Debug for Receipt {
     }
 }
 
-/// Where the evidence of a receipt in a file lies.
+/// Where the evidence of a receipt in a file lies: `r.evidence.json` of `r.cbor`, and of `r`.
 pub fn evidence_beside(receipt: &Path) -> PathBuf {
-    receipt.with_extension("evidence.json")
+    // Any other extension may be all that two names differ in, as in `r.2026-11-25`.
+    let stem = match receipt.extension() {
+        Some(extension) if extension == "cbor" => receipt.with_extension(""),
+        _ => receipt.to_owned(),
+    };
+    let mut beside = stem.into_os_string();
+    beside.push(".evidence.json");
+    beside.into()
 }
 
 /// Asks for a receipt with a nonce that nobody can foresee.
@@ -155,3 +162,21 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ClientError> {
 
 /// A document is 4 MiB at most in text.
 const EVIDENCE_BYTES: u64 = 4 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_receipt_takes_the_evidence_of_another() {
+        for (receipt, evidence) in [
+            ("r.cbor", "r.evidence.json"),
+            ("f.d/r", "f.d/r.evidence.json"),
+            ("x.2026-11-25", "x.2026-11-25.evidence.json"),
+            ("x.2026-11-26", "x.2026-11-26.evidence.json"),
+            ("x.2026-11-26.cbor", "x.2026-11-26.evidence.json"),
+        ] {
+            assert_eq!(evidence_beside(Path::new(receipt)), Path::new(evidence));
+        }
+    }
+}
