@@ -1,5 +1,6 @@
 //! `blindai infer`
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
@@ -56,11 +57,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     arguments.keep.save(receipt.as_ref())?;
     fs::create_dir_all(&arguments.output_dir)
         .with_context(|| format!("{} cannot be made", arguments.output_dir.display()))?;
+    let names: Vec<&str> = response.outputs.iter().map(|o| o.name.as_str()).collect();
     let written = response
         .outputs
         .iter()
-        .enumerate()
-        .map(|(i, output)| write(&arguments.output_dir, i, output));
+        .zip(file_names(&names))
+        .map(|(output, file)| write(arguments.output_dir.join(file), output));
     let files: Vec<PathBuf> = written.collect::<Result<_>>()?;
     report(arguments.json, &response.outputs, &files);
     Ok(ExitCode::SUCCESS)
@@ -87,8 +89,7 @@ pub fn read(name: &str, path: &Path) -> Result<NamedTensor> {
     Ok(NamedTensor::new(name, tensor))
 }
 
-fn write(folder: &Path, index: usize, output: &NamedTensor) -> Result<PathBuf> {
-    let path = folder.join(file_name(index, &output.name));
+fn write(path: PathBuf, output: &NamedTensor) -> Result<PathBuf> {
     if path.is_symlink() {
         bail!(
             "{} is a link, and will not be written through",
@@ -101,13 +102,28 @@ fn write(folder: &Path, index: usize, output: &NamedTensor) -> Result<PathBuf> {
     Ok(path)
 }
 
-// The name comes from a model that somebody else may have made: it must not leave the folder.
-fn file_name(index: usize, name: &str) -> String {
+// The names come from a model that somebody else may have made: none may leave the folder, and none
+// may take the file of another.
+fn file_names(names: &[&str]) -> Vec<String> {
+    let kept = names.iter().copied().filter(|name| harmless(name));
+    let mut taken: HashSet<String> = kept.map(str::to_owned).collect();
+    let stem = |(index, name): (usize, &&str)| {
+        if harmless(name) {
+            return (*name).to_owned();
+        }
+        let mut free = format!("output_{index}");
+        while !taken.insert(free.clone()) {
+            free.push('_');
+        }
+        free
+    };
+    let stems = names.iter().enumerate().map(stem);
+    stems.map(|stem| stem + ".npy").collect()
+}
+
+fn harmless(name: &str) -> bool {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    match !name.is_empty() && !name.starts_with('.') && name.chars().all(harmless) {
-        true => format!("{name}.npy"),
-        false => format!("output_{index}.npy"),
-    }
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(harmless)
 }
 
 fn report(json: bool, outputs: &[NamedTensor], files: &[PathBuf]) {
@@ -140,9 +156,27 @@ mod tests {
 
     #[test]
     fn an_output_cannot_leave_the_folder() {
-        assert_eq!(file_name(0, "logits"), "logits.npy");
+        assert_eq!(file_names(&["logits"]), ["logits.npy"]);
         for name in ["../x", "/etc/passwd", "", ".hidden", "a\0b"] {
-            assert_eq!(file_name(2, name), "output_2.npy");
+            assert_eq!(file_names(&["a", "b", name])[2], "output_2.npy");
         }
+    }
+
+    #[test]
+    fn no_output_takes_the_file_of_another() {
+        let names = [
+            "output_1",
+            "scores:0",
+            "output_3",
+            "output_3_",
+            "a/b",
+            "x:0",
+        ];
+        let files = file_names(&names);
+        assert_eq!(files[0], "output_1.npy");
+        assert_eq!(files[1], "output_1_.npy");
+        assert_eq!(files.iter().collect::<HashSet<_>>().len(), names.len());
+        let names = ["output_2", "output_2_", "x:0"];
+        assert_eq!(file_names(&names)[2], "output_2__.npy");
     }
 }
