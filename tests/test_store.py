@@ -115,6 +115,46 @@ def test_what_was_deleted_or_replaced_stays_so(tmp_path: Path):
         assert client.models.upload(adding(6), name="one").version == "4"
 
 
+def configured(folder: Path, name: str, number: float) -> dict[str, Any]:
+    """A configuration that reads a model from a file."""
+    file = folder / f"{name}.onnx"
+    file.write_bytes(adding(number))
+    return {"models": [{"name": name, "path": str(file)}]}
+
+
+def test_a_file_of_the_configuration_goes_before_what_was_kept(tmp_path: Path):
+    server = keeping(tmp_path, configured(tmp_path, "one", 1))
+    with server, connect(server) as client:
+        # It is the file again after a restart, so nothing is kept.
+        replaced = client.models.upload(adding(2), name="one", version="1", replace=True)
+        assert (replaced.kept, contents(tmp_path)) == (None, [])
+        assert answer(client, "one") == 2
+        assert client.models.upload(adding(3), name="one").kept == "simulated"
+    with server, connect(server) as client:
+        assert [answer(client, "one", "1"), answer(client, "one")] == [1, 3]
+        assert held(client) == [("one", "1"), ("one", "2")]
+        assert client.models.upload(adding(4), name="one").version == "3"
+
+
+def test_who_kept_a_name_does_not_keep_the_server_from_starting(tmp_path: Path):
+    """However many models are kept, and under whatever names."""
+    sections = configured(tmp_path, "one", 1)
+    with keeping(tmp_path) as server, connect(server) as client:
+        client.models.upload(adding(2), name="one")
+        client.models.upload(adding(3), name="one")
+        client.models.upload(adding(4), name="other")
+    limits = {"limits": {"models": 1}}
+    with keeping(tmp_path, {**sections, **limits}) as server, connect(server) as client:
+        assert held(client) == [("one", "1"), ("other", "1")]
+        assert [answer(client, "one"), answer(client, "other")] == [1, 4]
+        assert "kept models do not answer" in server.log
+        assert "models=2" in server.log
+        assert len(contents(tmp_path)) == 3
+    with keeping(tmp_path) as server, connect(server) as client:
+        assert [answer(client, "one"), answer(client, "one", "1")] == [3, 2]
+        assert "kept models do not answer" not in server.log
+
+
 def test_a_kept_model_leaves_memory_and_comes_back(tmp_path: Path):
     with keeping(tmp_path) as server, connect(server) as client:
         client.models.upload(adding(1), name="one")

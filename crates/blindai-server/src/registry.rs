@@ -223,19 +223,24 @@ impl Registry {
         }
     }
 
-    /// Puts in a model that was kept; `last` is the last number that was given out under its name.
-    pub fn restore(&self, model: Arc<Model>, owner: Owner, last: u64) {
+    /// Puts in a model that was kept, unless its version is there or its name is another's; `last` is
+    /// the last number that was given out under the name. False when it is left out.
+    pub fn restore(&self, model: Arc<Model>, owner: &Owner, last: u64) -> bool {
         let mut names = self.lock();
         let versions = names.entry(model.info.name.clone());
-        let versions = versions.or_insert_with(|| Versions::new(owner));
-        versions.last = versions.last.max(last);
+        let versions = versions.or_insert_with(|| Versions::new(owner.clone()));
         let version = model.info.version.clone();
-        versions.slots.retain(|slot| slot.version != version);
+        let is_there = versions.slots.iter().any(|slot| slot.version == version);
+        if is_there || versions.owner != *owner {
+            return false;
+        }
+        versions.last = versions.last.max(last);
         versions.slots.push(Slot {
             version,
             model: Some(model),
             coming: None,
         });
+        true
     }
 
     /// Takes out everything.

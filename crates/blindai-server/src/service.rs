@@ -73,7 +73,7 @@ impl Service {
             telemetry.clone(),
             Duration::from_secs(limits.load_seconds),
         );
-        let service = Self {
+        Self {
             access,
             telemetry,
             identity,
@@ -85,10 +85,20 @@ impl Service {
             storage: storage.map(Arc::new),
             ready: AtomicBool::new(false),
             config,
-        };
-        let kept = service.storage.iter().flat_map(|storage| storage.models());
-        kept.for_each(|model| service.restore(model));
-        service
+        }
+    }
+
+    /// Has everything answer that is kept, once what the configuration names is there: that goes before,
+    /// or who once uploaded something under its name could keep the server from starting.
+    pub fn restore_kept(&self) {
+        let kept = self.storage.iter().flat_map(|storage| storage.models());
+        let left_out = kept.filter(|model| !self.restore(model)).count();
+        if left_out > 0 {
+            tracing::warn!(
+                models = left_out,
+                "kept models do not answer: the configuration has their version or their name"
+            );
+        }
     }
 
     /// Whether requests are taken.
@@ -455,8 +465,9 @@ impl Service {
         };
         principal.accept(name, place.version(), &digest)?;
         let options = self.config.model_options(name, place.version());
-        // What the configuration names is there anyway.
-        let storage = self.storage.clone().filter(|_| arrived.origin.is_none());
+        // What the configuration names is there after a restart, whatever took its place meanwhile.
+        let is_named = self.config.reads(name, place.version());
+        let storage = self.storage.clone().filter(|_| !is_named);
         let content = arrived.file.reader()?;
         let load = self
             .residency
@@ -488,8 +499,9 @@ impl Service {
         .await
     }
 
-    /// Has a kept model answer, which its first request brings into memory.
-    fn restore(&self, kept: KeptModel) {
+    /// Has a kept model answer, which its first request brings into memory; false when something else
+    /// has its place.
+    fn restore(&self, kept: &KeptModel) -> bool {
         let options = self
             .config
             .model_options(&kept.info.name, &kept.info.version);
@@ -497,11 +509,12 @@ impl Service {
         let info = ModelInfo {
             engine: options.kind,
             metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
-            ..kept.info
+            ..kept.info.clone()
         };
-        let model = Model::stored(info, metrics, options, kept.origin, kept.memory_bytes);
-        self.registry
-            .restore(Arc::new(model), kept.owner, kept.last);
+        let origin = kept.origin.clone();
+        let model = Model::stored(info, metrics, options, origin, kept.memory_bytes);
+        let model = Arc::new(model);
+        self.registry.restore(model, &kept.owner, kept.last)
     }
 
     async fn run(

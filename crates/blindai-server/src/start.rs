@@ -201,6 +201,7 @@ async fn serve(
         loaded = load(service, models) => loaded?,
         () = &mut stop => return Ok(()),
     }
+    service.restore_kept();
     service.set_ready(true);
     tracing::info!("ready");
     stop.await;

@@ -111,6 +111,13 @@ impl Config {
         options(&self.engine, entry(Some(version)).or_else(|| entry(None)))
     }
 
+    /// Whether this version of a model is read from a file or an object at start.
+    pub fn reads(&self, name: &ModelName, version: &ModelVersion) -> bool {
+        let subject = (name, Some(version));
+        let mut read = self.models.iter().filter(|model| model.is_read());
+        read.any(|model| model.subject() == subject)
+    }
+
     /// Whether any model may run on this engine.
     pub fn uses(&self, kind: EngineKind) -> bool {
         self.engine.kind == kind || self.models.iter().any(|model| model.kind == Some(kind))
