@@ -338,6 +338,10 @@ impl Versions {
 
     fn reserve(&mut self, version: Option<&ModelVersion>, content: Content) -> ModelVersion {
         let version = version.cloned().unwrap_or_else(|| self.next());
+        // A number that somebody chose is given out, too.
+        if let Ok(number) = version.as_str().parse::<u32>() {
+            self.last = self.last.max(number.into());
+        }
         self.slots.push(Slot {
             version: version.clone(),
             model: None,
