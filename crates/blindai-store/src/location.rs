@@ -113,7 +113,23 @@ pub(crate) fn parse(
     url: &Url,
     credentials: &Credentials,
 ) -> object_store::Result<(Box<dyn ObjectStore>, object_store::path::Path)> {
+    // It would pass over what it does not know, and ask elsewhere for a secret whose name has a slip.
+    if let Some(key) = credentials.0.keys().find(|key| !is_known(url, key)) {
+        let (store, key) = ("object store", key.clone());
+        return Err(object_store::Error::UnknownConfigurationKey { store, key });
+    }
     object_store::parse_url_opts(url, &credentials.0)
+}
+
+#[cfg(feature = "cloud")]
+fn is_known(url: &Url, key: &str) -> bool {
+    use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
+    let key = key.to_ascii_lowercase();
+    match url.scheme() {
+        "s3" => key.parse::<AmazonS3ConfigKey>().is_ok(),
+        "gs" => key.parse::<GoogleConfigKey>().is_ok(),
+        _ => key.parse::<AzureConfigKey>().is_ok(),
+    }
 }
 
 #[cfg(not(feature = "cloud"))]
