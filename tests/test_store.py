@@ -115,6 +115,16 @@ def test_what_was_deleted_or_replaced_stays_so(tmp_path: Path):
         assert client.models.upload(adding(6), name="one").version == "4"
 
 
+def test_a_number_that_somebody_chose_is_not_given_out_again(tmp_path: Path):
+    server = keeping(tmp_path)
+    with server, connect(server) as client:
+        client.models.upload(adding(1), name="one")
+        client.models.upload(adding(2), name="one", version="2")
+        client.models.delete("one", version="2")
+    with server, connect(server) as client:
+        assert client.models.upload(adding(3), name="one").version == "3"
+
+
 def configured(folder: Path, name: str, number: float) -> dict[str, Any]:
     """A configuration that reads a model from a file."""
     file = folder / f"{name}.onnx"
@@ -391,6 +401,15 @@ def test_a_model_of_the_configuration_lies_in_an_object_store(tmp_path: Path, s3
     assert server.process.wait(PATIENCE) == 7
     assert "models[0].object" in server.log
     assert "model-unavailable" in server.log
+
+
+def test_a_slip_in_the_name_of_a_credential_is_told(tmp_path: Path):
+    file = tmp_path / "credentials.toml"
+    file.write_text('aws_secret_acces_key = "hush"\n')
+    server = Server(tmp_path / "server", store={"location": "s3://b/p", "credentials": str(file)})
+    log = refusal(server)
+    assert "aws_secret_acces_key" in log
+    assert "hush" not in log
 
 
 def test_models_are_kept_in_an_object_store(tmp_path: Path, s3: Any):

@@ -34,7 +34,8 @@ impl Folder {
     /// # Errors
     /// Those of the file system.
     pub fn at(folder: &FilePath) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(failed)?;
+        let folder = std::path::absolute(folder).map_err(failed)?;
+        make_folder_of(&folder.join("manifest")).map_err(failed)?;
         let files = LocalFileSystem::new_with_prefix(folder)?;
         Ok(Self(files.with_fsync(true)))
     }

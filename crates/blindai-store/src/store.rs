@@ -57,7 +57,8 @@ struct Inner {
 struct Newest {
     generation: u64,
     digest: Digest,
-    /// Those of which the backend did not say whether they exist.
+    /// Those that exist though they are not acknowledged, or of which the backend did not say whether
+    /// they do.
     unknown: Vec<Digest>,
     taken: bool,
 }
@@ -156,19 +157,25 @@ impl Store {
     ) -> Result<Arc<Entry>> {
         let (inner, old) = (self.0.clone(), old.to_vec());
         run(async move {
+            // Who has lost the store puts nothing more into it, which would be somebody else's by now.
+            inner.check(&mut *inner.newest.lock().await).await?;
             let entry = inner.send(content, digest, size_bytes, record).await?;
             let entry = Arc::new(entry);
             let new = entry.clone();
-            inner
-                .change(|mut entries| {
-                    let is_old = |entry: &Arc<Entry>| old.contains(&entry.id());
-                    let place = entries.iter().position(is_old).unwrap_or(entries.len());
-                    entries.insert(place, new);
-                    entries.retain(|entry| !is_old(entry));
-                    Ok(entries)
-                })
-                .await?;
-            Ok(entry)
+            let changed = inner.change(|mut entries| {
+                let is_old = |entry: &Arc<Entry>| old.contains(&entry.id());
+                let place = entries.iter().position(is_old).unwrap_or(entries.len());
+                entries.insert(place, new);
+                entries.retain(|entry| !is_old(entry));
+                Ok(entries)
+            });
+            match changed.await {
+                Ok(()) => Ok(entry),
+                Err(error) => {
+                    inner.drop_unlisted(&entry).await;
+                    Err(error)
+                }
+            }
         })
         .await
     }
@@ -247,6 +254,14 @@ impl Inner {
         )
         .await?;
         Ok(entry)
+    }
+
+    /// Removes what a change that failed has stored, unless a manifest may list it: then the next
+    /// opening removes it, or finds it listed.
+    async fn drop_unlisted(&self, entry: &Entry) {
+        if self.newest.lock().await.unknown.is_empty() {
+            self.delete(std::iter::once(entry.path())).await;
+        }
     }
 
     /// Tells of the content and of this sealing of it, to who has the key. No name comes twice, so
@@ -328,7 +343,9 @@ impl Inner {
             // Otherwise it is one of ours that was thought to be lost, and ours comes after it.
             if found == digest {
                 newest.unknown.clear();
-                return self.remember(newest);
+                let remembered = self.remember(newest);
+                // It is there, and nobody was told so.
+                return remembered.inspect_err(|_| newest.unknown.push(digest));
             }
         }
     }

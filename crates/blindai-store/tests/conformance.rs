@@ -67,6 +67,7 @@ on_every_backend! {
     removed_is_gone_from_the_backend_too
     records_change
     the_server_that_opened_last_has_the_store
+    who_loses_the_store_within_an_upload_leaves_nothing_of_it
     one_of_many_that_open_at_once_has_the_store
     what_is_there_is_not_created_again
     changes_at_once_are_all_kept
@@ -207,9 +208,48 @@ async fn the_server_that_opened_last_has_the_store(backend: Backend) {
         assert_eq!(error.code(), Code::StoreTaken);
         put(&second, "new", &model(3, 100)).await.unwrap();
     }
-    // It still reads what it knows of.
+    // Nothing of what it was sent lies there, and it still reads what it knows of.
+    assert_eq!(contents(&backend).await.len(), 3);
     assert_eq!(read(&first, &kept).await.unwrap(), model(1, 100));
     assert_eq!(names(&open(&backend).await), ["kept", "new", "new"]);
+}
+
+async fn who_loses_the_store_within_an_upload_leaves_nothing_of_it(backend: Backend) {
+    let first = open(&backend).await;
+    let (begun, is_begun) = tokio::sync::oneshot::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let whole = model(2, 100);
+    let digest = Digest::of(&whole);
+    let content = Paused {
+        rest: std::io::Cursor::new(whole),
+        pause: Some((begun, may_go_on)),
+    };
+    let late = tokio::spawn(async move { first.put(content, digest, 100, json!({})).await });
+    is_begun.await.unwrap();
+    let _second = open(&backend).await;
+    go_on.send(()).unwrap();
+    let error = late.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::StoreTaken);
+    assert!(contents(&backend).await.is_empty());
+}
+
+/// Content that says when it is read, and then waits.
+struct Paused {
+    rest: std::io::Cursor<Vec<u8>>,
+    pause: Option<(
+        tokio::sync::oneshot::Sender<()>,
+        std::sync::mpsc::Receiver<()>,
+    )>,
+}
+
+impl std::io::Read for Paused {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if let Some((begun, may_go_on)) = self.pause.take() {
+            let _ = begun.send(());
+            let _ = may_go_on.recv();
+        }
+        self.rest.read(into)
+    }
 }
 
 async fn one_of_many_that_open_at_once_has_the_store(backend: Backend) {
