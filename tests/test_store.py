@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from s3 import serving, write_credentials
 from support import PATIENCE, Http, Server, binary
+from test_access import new_token
 from tink import proto_keyset_format, secret_key_access, streaming_aead
 from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
 
@@ -163,6 +164,36 @@ def test_who_kept_a_name_does_not_keep_the_server_from_starting(tmp_path: Path):
     with keeping(tmp_path) as server, connect(server) as client:
         assert [answer(client, "one"), answer(client, "one", "1")] == [3, 2]
         assert "kept models do not answer" not in server.log
+
+
+@pytest.mark.parametrize("version", ["1", "7"])
+def test_who_had_a_name_first_does_not_keep_the_operator_from_it(tmp_path: Path, version: str):
+    tokens = {role: new_token() for role in ("upload", "admin")}
+    access = [{"name": role, "roles": [role], **tokens[role][1]} for role in tokens]
+    sections: dict[str, Any] = {"access": {"tokens": access}}
+    with_file = sections | configured(tmp_path, "one", 1)
+
+    def connected(server: Server, role: str) -> blindai.Client:
+        return connect(server, token=tokens[role][0])
+
+    with keeping(tmp_path, sections) as server, connected(server, "upload") as client:
+        client.models.upload(adding(2), name="one", version=version)
+    with keeping(tmp_path, with_file) as server:
+        assert "models=1" in server.log
+        with connected(server, "admin") as client:
+            assert (held(client), answer(client, "one")) == ([("one", "1")], 1)
+            client.models.upload(adding(3), name="one", version="2")
+        with connected(server, "upload") as client:
+            assert held(client) == []
+            with pytest.raises(blindai.BlindAIError) as refused:
+                client.models.upload(adding(4), name="one", version=version)
+            assert refused.value.code == "forbidden"
+    # What was uploaded beside the file is not hidden by what is older.
+    with keeping(tmp_path, sections) as server, connected(server, "admin") as client:
+        assert (held(client), answer(client, "one")) == ([("one", "2")], 3)
+        client.models.delete("one")
+    with keeping(tmp_path, sections) as server, connected(server, "upload") as client:
+        assert (held(client), answer(client, "one")) == ([("one", version)], 2)
 
 
 def test_a_kept_model_leaves_memory_and_comes_back(tmp_path: Path):

@@ -230,11 +230,14 @@ impl Registry {
         let versions = names.entry(model.info.name.clone());
         let versions = versions.or_insert_with(|| Versions::new(owner.clone()));
         let version = model.info.version.clone();
-        let is_there = versions.slots.iter().any(|slot| slot.version == version);
-        if is_there || versions.owner != *owner {
+        if versions.owner != *owner {
             return false;
         }
+        // Also of one that is left out: what had the later numbers was under the same name.
         versions.last = versions.last.max(last);
+        if versions.slots.iter().any(|slot| slot.version == version) {
+            return false;
+        }
         versions.slots.push(Slot {
             version,
             model: Some(model),
@@ -476,10 +479,10 @@ mod tests {
         }
     }
 
-    fn fill(place: Place, content: &str) {
-        let info = ModelInfo {
-            name: place.name.clone(),
-            version: place.version.clone(),
+    fn info(name: &str, version: &str, content: &str) -> ModelInfo {
+        ModelInfo {
+            name: name.parse().unwrap(),
+            version: version.parse().unwrap(),
             digest: digest(content),
             size_bytes: 1,
             signature: Signature::default(),
@@ -488,7 +491,11 @@ mod tests {
             loaded: true,
             metrics_slot: None,
             kept: None,
-        };
+        }
+    }
+
+    fn fill(place: Place, content: &str) {
+        let info = info(place.name.as_str(), place.version.as_str(), content);
         place.fill(Arc::new(Model::away(info))).unwrap();
     }
 
@@ -532,6 +539,24 @@ mod tests {
             claim(&registry, None, "a", false),
             Ok(Claim::Held(_))
         ));
+    }
+
+    #[test]
+    fn what_was_kept_comes_after_what_is_there_and_in_the_place_of_nothing() {
+        let registry = Arc::<Registry>::default();
+        put(&registry, None, "file");
+        let restore = |version: &str, content: &str, owner, last| {
+            let model = Arc::new(Model::away(info("m", version, content)));
+            registry.restore(model, &owner, last)
+        };
+        assert!(!restore("2", "a", Owner::Anonymous, 9));
+        assert!(restore("2", "b", Owner::Operator, 2));
+        assert!(!restore("1", "c", Owner::Operator, 4));
+        assert_eq!(answers(&registry, Some("1")), digest("file"));
+        assert_eq!(answers(&registry, None), digest("b"));
+        put(&registry, None, "d");
+        let versions = registry.versions(&Principal::operator(), "m");
+        assert_eq!(versions, ["1", "2", "5"]);
     }
 
     #[test]

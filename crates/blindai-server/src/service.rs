@@ -13,7 +13,7 @@ use blindai_core::{
 use blindai_engine::{Answer, Engine, Isolation, ModelFile, ModelWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::access::{Access, Held, Principal, QuotaPlace, Right};
+use crate::access::{Access, Held, Owner, Principal, QuotaPlace, Right};
 use crate::budget::{Budget, Reservation};
 use crate::config::{Config, Limits, ModelConfig};
 use crate::identity::{Identity, Share, unix_now};
@@ -92,7 +92,10 @@ impl Service {
     /// or who once uploaded something under its name could keep the server from starting.
     pub fn restore_kept(&self) {
         let kept = self.storage.iter().flat_map(|storage| storage.models());
-        let left_out = kept.filter(|model| !self.restore(model)).count();
+        let mut kept: Vec<_> = kept.collect();
+        // Those of a name that the configuration had before are not hidden by what is older and another's.
+        kept.sort_by_key(|model| model.owner != Owner::Operator);
+        let left_out = kept.iter().filter(|model| !self.restore(model)).count();
         if left_out > 0 {
             tracing::warn!(
                 models = left_out,
