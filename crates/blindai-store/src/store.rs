@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Read;
+use std::iter;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 
@@ -44,6 +45,8 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     backend: Arc<dyn ObjectStore>,
+    /// Whether a request that failed has ended: in a folder. Elsewhere one may still be on its way.
+    settles: bool,
     key: StoreKey,
     names: hmac::Key,
     seen: Option<Seen>,
@@ -60,6 +63,8 @@ struct Newest {
     /// Those that exist though they are not acknowledged, or of which the backend did not say whether
     /// they do.
     unknown: Vec<Digest>,
+    /// What may be listed in one of these.
+    doubtful: Vec<Path>,
     taken: bool,
 }
 
@@ -77,8 +82,9 @@ impl Store {
     pub async fn open(location: &Location, key: StoreKey, options: Options) -> Result<Self> {
         let backend = location.backend(&options.credentials)?;
         // Before the store is claimed: what comes later belongs to whoever claims it after us.
-        let unfinished = location.folder().map(unfinished).unwrap_or_default();
-        let store = Self::on(backend, key, options.seen).await?;
+        let folder = location.folder();
+        let unfinished = folder.map(unfinished).unwrap_or_default();
+        let store = Self::begin(backend, folder.is_some(), key, options.seen).await?;
         for file in unfinished {
             let _ = std::fs::remove_file(file);
         }
@@ -91,6 +97,15 @@ impl Store {
     /// As [`open`](Self::open).
     pub async fn on(
         backend: Arc<dyn ObjectStore>,
+        key: StoreKey,
+        seen: Option<PathBuf>,
+    ) -> Result<Self> {
+        Self::begin(backend, false, key, seen).await
+    }
+
+    async fn begin(
+        backend: Arc<dyn ObjectStore>,
+        settles: bool,
         key: StoreKey,
         seen: Option<PathBuf>,
     ) -> Result<Self> {
@@ -113,6 +128,7 @@ impl Store {
             entries: Lock::default(),
             newest: Mutex::new(Newest::found(manifest.generation, digest)),
             backend,
+            settles,
             key,
             seen,
         });
@@ -244,23 +260,23 @@ impl Inner {
         let name = self.name(digest, header);
         let entry = Entry::new(digest, size_bytes, record, name, header)?;
         let stream = Stream::new(&self.key.content(), BOUND_TO, header, layout);
-        transfer::send(
-            &*self.backend,
-            &entry.path(),
-            stream,
-            header,
-            content,
-            digest,
-        )
-        .await?;
+        let path = entry.path();
+        let sent = transfer::send(&*self.backend, &path, stream, header, content, digest).await;
+        if let Err(error) = sent {
+            // It may be there although the answer was lost.
+            self.delete(iter::once(path)).await;
+            return Err(error);
+        }
         Ok(entry)
     }
 
-    /// Removes what a change that failed has stored, unless a manifest may list it: then the next
-    /// opening removes it, or finds it listed.
+    /// Removes what a change that failed has stored, unless a manifest may list it: then the next change
+    /// removes it, or the next opening does or finds it listed.
     async fn drop_unlisted(&self, entry: &Entry) {
-        if self.newest.lock().await.unknown.is_empty() {
-            self.delete(std::iter::once(entry.path())).await;
+        let mut newest = self.newest.lock().await;
+        match newest.unknown.is_empty() {
+            true => self.delete(iter::once(entry.path())).await,
+            false => newest.doubtful.push(entry.path()),
         }
     }
 
@@ -289,7 +305,8 @@ impl Inner {
         let dropped = before.iter().map(|entry| entry.path());
         let dropped = dropped.filter(|path| !kept.contains(path));
         let manifests = (old.max(1)..newest.generation).map(manifest::path);
-        self.delete(dropped.chain(manifests)).await;
+        let doubtful = std::mem::take(&mut newest.doubtful);
+        self.delete(dropped.chain(manifests).chain(doubtful)).await;
         Ok(())
     }
 
@@ -373,8 +390,11 @@ impl Inner {
                 newest.taken = true;
                 Err(taken())
             }
-            Err(_) => {
-                newest.unknown.push(ours);
+            Err(found) => {
+                // Else a full disk would keep what was written to it for this manifest to list, and
+                // have no room for the one that lists less.
+                let is_none = self.settles && matches!(found, Backend::NotFound { .. });
+                newest.unknown.extend((!is_none).then_some(ours));
                 Err(unavailable("writing the manifest", error))
             }
         }
@@ -427,6 +447,7 @@ impl Newest {
             generation,
             digest,
             unknown: Vec::new(),
+            doubtful: Vec::new(),
             taken: false,
         }
     }

@@ -386,6 +386,27 @@ async fn a_folder_is_made_and_its_unfinished_files_are_swept() {
     assert!(foreign.iter().all(|file| path.join(file).exists()));
 }
 
+/// As on a disk that has room for a model and for no manifest.
+#[tokio::test]
+async fn what_a_folder_cannot_list_does_not_stay_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = Location::parse(folder.path().to_str().unwrap()).unwrap();
+    let open = || Store::open(&location, key(), Options::default());
+    let store = open().await.unwrap();
+    put(&store, "kept", &model(1, 100)).await.unwrap();
+    let in_the_way = folder.path().join("manifest-00000000000000000003");
+    std::fs::create_dir(&in_the_way).unwrap();
+    for length in [100, 6 << 20] {
+        let error = put(&store, "large", &model(2, length)).await.unwrap_err();
+        assert_eq!(error.code(), Code::StoreUnavailable);
+        let content = folder.path().join("content");
+        assert_eq!(std::fs::read_dir(content).unwrap().count(), 1);
+    }
+    std::fs::remove_dir(in_the_way).unwrap();
+    put(&store, "next", &model(3, 100)).await.unwrap();
+    assert_eq!(names(&open().await.unwrap()), ["kept", "next"]);
+}
+
 #[tokio::test]
 async fn a_destination_that_refuses_is_heard() {
     struct Full(usize);

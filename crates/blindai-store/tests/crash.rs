@@ -169,7 +169,11 @@ async fn a_server_goes_on_after_a_failure() {
                 }
             }
             assert!(expected.len() >= 3, "{fault:?} at {at}: {expected:?}");
+            while put(&store, "last", &model(5, 100)).await.is_err() {}
+            expected.push("last");
             assert_eq!(names(&store), expected);
+            let lying = contents(&backend).await.len();
+            assert_eq!(lying, expected.len(), "{fault:?} at {at}");
             assert_eq!(names(&open(&backend).await), expected, "{fault:?} at {at}");
         }
     }
