@@ -33,7 +33,7 @@ from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
 
 import blindai
 
-STORE = 8
+MODEL, STORE = 7, 8
 SIGNER = b"BlindAI simulated enclave signer"
 MARK = f"canary{secrets.token_hex(6)}"
 ROUNDS = 200 if os.environ.get("BLINDAI_SOAK") else 20
@@ -64,11 +64,11 @@ def contents(folder: Path) -> list[Path]:
     return objects(folder, "content/*")
 
 
-def refusal(server: Server) -> str:
+def refusal(server: Server, code: int = STORE) -> str:
     """Why a server does not start, once it has ended with the code for it."""
     server.start()
     assert server.process
-    assert server.process.wait(60) == STORE, server.log
+    assert server.process.wait(60) == code, server.log
     return server.log
 
 
@@ -437,10 +437,31 @@ def test_a_model_of_the_configuration_lies_in_an_object_store(tmp_path: Path, s3
 def test_a_slip_in_the_name_of_a_credential_is_told(tmp_path: Path):
     file = tmp_path / "credentials.toml"
     file.write_text('aws_secret_acces_key = "hush"\n')
-    server = Server(tmp_path / "server", store={"location": "s3://b/p", "credentials": str(file)})
-    log = refusal(server)
-    assert "aws_secret_acces_key" in log
-    assert "hush" not in log
+    entry = {"name": "m", "object": "s3://b/m.onnx", "credentials": str(file)}
+    store = {"location": "s3://b/p", "credentials": str(file)}
+    for sections, code in (({"store": store}, STORE), ({"models": [entry]}, MODEL)):
+        server = Server(tmp_path / f"server-{code}", **sections)
+        log = refusal(server, code)
+        assert "aws_secret_acces_key" in log
+        assert "hush" not in log
+
+
+def test_the_operator_learns_why_a_store_fails_and_callers_do_not(tmp_path: Path, s3: Any):
+    file = credentials(tmp_path, s3)
+    log = refusal(
+        Server(tmp_path / "absent", store={"location": "s3://absent/p", "credentials": file})
+    )
+    assert "an object or the store failed" in log
+    assert "NoSuchBucket" in log
+    assert MARK not in log
+    with keeping(tmp_path) as server, connect(server) as client:
+        (tmp_path / "store" / "manifest-00000000000000000002").mkdir()
+        with pytest.raises(blindai.ServerError) as caught:
+            client.models.upload(adding(1), name="one")
+        assert caught.value.code == "store-unavailable"
+        assert "exists" in server.log
+        assert "exists" not in str(caught.value)
+        assert contents(tmp_path) == []
 
 
 def test_models_are_kept_in_an_object_store(tmp_path: Path, s3: Any):

@@ -58,7 +58,8 @@ fn filter(log: &Log) -> EnvFilter {
     let level = log.level.as_str();
     let answered = if log.requests { "info" } else { "off" };
     EnvFilter::new(format!(
-        "off,blindai={level},blindai_server={level},blindai_engine={level},{ANSWERED}={answered}"
+        "off,blindai={level},blindai_server={level},blindai_engine={level},\
+        blindai_store={level},{ANSWERED}={answered}"
     ))
 }
 

@@ -113,12 +113,23 @@ pub(crate) fn parse(
     url: &Url,
     credentials: &Credentials,
 ) -> object_store::Result<(Box<dyn ObjectStore>, object_store::path::Path)> {
-    // It would pass over what it does not know, and ask elsewhere for a secret whose name has a slip.
-    if let Some(key) = credentials.0.keys().find(|key| !is_known(url, key)) {
-        let (store, key) = ("object store", key.clone());
+    if let Some(key) = unknown_key(url, credentials) {
+        let (store, key) = ("object store", key.to_owned());
         return Err(object_store::Error::UnknownConfigurationKey { store, key });
     }
     object_store::parse_url_opts(url, &credentials.0)
+}
+
+/// object_store would pass over what it does not know, and ask elsewhere for a secret whose name has a slip.
+#[cfg(feature = "cloud")]
+pub(crate) fn unknown_key<'a>(url: &Url, credentials: &'a Credentials) -> Option<&'a str> {
+    let mut keys = credentials.0.keys().map(String::as_str);
+    keys.find(|key| !is_known(url, key))
+}
+
+#[cfg(not(feature = "cloud"))]
+pub(crate) fn unknown_key<'a>(_: &Url, _: &'a Credentials) -> Option<&'a str> {
+    None
 }
 
 #[cfg(feature = "cloud")]

@@ -10,8 +10,8 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use url::Url;
 
-use crate::error::why;
-use crate::location::parse;
+use crate::error::{tell, why};
+use crate::location::{parse, unknown_key};
 use crate::{Credentials, Location};
 
 /// Where an object is.
@@ -28,13 +28,19 @@ pub struct Object {
 }
 
 impl ObjectLocation {
-    /// `s3://bucket/path`, `gs://bucket/path` or `az://container/path`, down to the object.
+    /// `s3://bucket/path`, `gs://bucket/path` or `az://container/path`, down to the object. Names of
+    /// credentials that the object store does not know are refused here, and not when it is read: whoever
+    /// calls the model would learn of them, and the operator would not.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`]
     pub fn parse(text: &str, credentials: Credentials) -> Result<Self> {
         match Location::parse(text)? {
             Location::Cloud(url) if url.path().len() > 1 && !url.path().ends_with('/') => {
+                if let Some(key) = unknown_key(&url, &credentials) {
+                    let fact = format!("credentials: the object store knows no {key:?}");
+                    return Err(Error::new(Code::InvalidRequest, fact));
+                }
                 Ok(Self { url, credentials })
             }
             _ => {
@@ -86,6 +92,7 @@ async fn get(backend: &dyn ObjectStore, path: &Path) -> object_store::Result<Obj
 
 /// Whoever calls the model reads this: no bucket and no path.
 fn unreadable(error: object_store::Error) -> Error {
+    tell("reading the object of a model", &error);
     let fact = format!("the content of the model cannot be read: {}", why(&error));
     Error::new(Code::ModelUnavailable, fact)
 }
@@ -103,6 +110,10 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert_eq!(error.code(), Code::InvalidRequest, "{text}");
         }
+        let slip = [("aws_secret_acces_key".to_owned(), "hush".to_owned())];
+        let error = ObjectLocation::parse("s3://b/m.onnx", slip.into_iter().collect());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("aws_secret_acces_key") && !error.contains("hush"));
     }
 
     #[tokio::test]
