@@ -184,16 +184,20 @@ mod tests {
     #[cfg(feature = "cloud")]
     #[test]
     fn each_cloud_makes_a_backend() {
-        let credentials = [("azure_storage_account_name", "a"), ("aws_region", "r")];
-        let credentials = credentials.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let credentials = Credentials::from_iter(credentials);
-        for text in [
-            "s3://bucket/path",
-            "gs://bucket/path",
-            "az://container/path",
+        for (text, key) in [
+            ("s3://bucket/path", "AWS_region"),
+            ("gs://bucket/path", "google_bucket"),
+            ("az://container/path", "azure_storage_account_name"),
         ] {
-            let backend = Location::parse(text).unwrap().backend(&credentials);
+            let location = Location::parse(text).unwrap();
+            let with = |key: &str| [(key.to_owned(), "hush".to_owned())].into_iter().collect();
+            let backend = location.backend(&with(key));
             assert!(backend.is_ok(), "{text}: {:?}", backend.err());
+            let error = location.backend(&with("a_slip")).unwrap_err().to_string();
+            assert!(
+                error.contains("a_slip") && !error.contains("hush"),
+                "{error}"
+            );
         }
     }
 }
