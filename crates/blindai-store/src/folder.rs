@@ -237,7 +237,8 @@ fn make_folder_of(path: &FilePath) -> io::Result<()> {
     }
     make_folder_of(folder)?;
     match fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        // Somebody else may have made it at the same moment, or it is a file.
+        Err(error) if !folder.is_dir() => Err(error),
         _ => sync_folder_of(folder),
     }
 }

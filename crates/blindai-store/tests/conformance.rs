@@ -386,6 +386,20 @@ async fn a_folder_is_made_and_its_unfinished_files_are_swept() {
     assert!(foreign.iter().all(|file| path.join(file).exists()));
 }
 
+#[tokio::test]
+async fn what_is_no_folder_is_told_before_anything_is_written_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let location = Location::parse(path.to_str().unwrap()).unwrap();
+        let opened = Store::open(&location, key(), Options::default()).await;
+        let error = opened.unwrap_err();
+        assert_eq!(error.code(), Code::StoreUnavailable);
+        assert!(error.fact().contains("the store at"), "{error}");
+    }
+}
+
 /// As on a disk that has room for a model and for no manifest.
 #[tokio::test]
 async fn what_a_folder_cannot_list_does_not_stay_there() {
