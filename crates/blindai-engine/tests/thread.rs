@@ -56,7 +56,7 @@ async fn requests_are_computed_together_by_several_threads() {
         workers: 2,
         batching: Some(Batching {
             max_rows: 4,
-            max_delay: PATIENCE,
+            max_delay: Duration::from_secs(1),
             across_callers: true,
         }),
         ..options(On::thread(EngineKind::OnnxRuntime))
@@ -71,12 +71,16 @@ async fn requests_are_computed_together_by_several_threads() {
             (number, model.run(inputs, &[], caller, PATIENCE).await)
         })
     });
+    let mut batches = Vec::new();
     for asked in asked.collect::<Vec<_>>() {
         let (number, answer) = asked.await.unwrap();
         let answer = answer.unwrap();
         assert_eq!(answer.outputs, [i64s("y", &[1], &[number])]);
-        assert_eq!(answer.stages.batch, 4);
+        batches.push(answer.stages.batch);
     }
+    // Two that gather have no room for eight. Whoever is done first may begin another with what comes
+    // late, and then nobody fills his.
+    assert!(batches.contains(&4), "{batches:?}");
     assert_eq!(model.worker_pids(), [0, 0]);
 }
 
