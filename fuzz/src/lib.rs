@@ -116,14 +116,7 @@ pub fn grpc(data: &[u8]) {
     let _ = decode_load(message.clone());
     let id = request_id(message.clone());
     let mut asked = 0;
-    let room: Room<'_> = &mut |bytes| {
-        asked += bytes;
-        assert!(
-            asked <= 8 * data.len() as u64,
-            "a byte became more than a number"
-        );
-        Ok(())
-    };
+    let room: Room<'_> = &mut |bytes| take(&mut asked, bytes, data);
     let Ok(call) = decode_infer(message, room) else {
         return;
     };
@@ -149,19 +142,22 @@ pub fn grpc(data: &[u8]) {
     assert!(!encode_stream_infer(&response).concat().is_empty());
 }
 
+/// Gives room for what a message becomes, of which no byte is more than a number.
+fn take(asked: &mut u64, bytes: u64, message: &[u8]) -> blindai_core::Result<()> {
+    *asked += bytes;
+    assert!(
+        *asked <= 8 * message.len() as u64,
+        "a byte became more than a number"
+    );
+    Ok(())
+}
+
 /// A request of the Open Inference Protocol over HTTP: JSON, and from the first zero byte on tensors.
 pub fn http(data: &[u8]) {
     let body = bytes::Bytes::copy_from_slice(data);
     let header_length = data.iter().position(|&byte| byte == 0);
     let mut asked = 0;
-    let room: Room<'_> = &mut |bytes| {
-        asked += bytes;
-        assert!(
-            asked <= 8 * data.len() as u64,
-            "a byte became more than a number"
-        );
-        Ok(())
-    };
+    let room: Room<'_> = &mut |bytes| take(&mut asked, bytes, data);
     let Ok(request) = decode_request(body, header_length, room) else {
         return;
     };
