@@ -95,7 +95,8 @@ impl Service {
         let mut kept: Vec<_> = kept.collect();
         // Those of a name that the configuration had before are not hidden by what is older and another's.
         kept.sort_by_key(|model| model.owner != Owner::Operator);
-        let left_out = kept.iter().filter(|model| !self.restore(model)).count();
+        let answers = kept.into_iter().map(|model| self.restore(model));
+        let left_out = answers.filter(|answers| !answers).count();
         if left_out > 0 {
             tracing::warn!(
                 models = left_out,
@@ -504,7 +505,7 @@ impl Service {
 
     /// Has a kept model answer, which its first request brings into memory; false when something else
     /// has its place.
-    fn restore(&self, kept: &KeptModel) -> bool {
+    fn restore(&self, kept: KeptModel) -> bool {
         let options = self
             .config
             .model_options(&kept.info.name, &kept.info.version);
@@ -512,10 +513,9 @@ impl Service {
         let info = ModelInfo {
             engine: options.kind,
             metrics_slot: self.telemetry.metrics.then(|| metrics.slot()),
-            ..kept.info.clone()
+            ..kept.info
         };
-        let origin = kept.origin.clone();
-        let model = Model::stored(info, metrics, options, origin, kept.memory_bytes);
+        let model = Model::stored(info, metrics, options, kept.origin, kept.memory_bytes);
         let model = Arc::new(model);
         self.registry.restore(model, &kept.owner, kept.last)
     }

@@ -15,6 +15,9 @@ use super::coding::{Coding, Decoder};
 use crate::budget::Reservation;
 use crate::service::Service;
 
+/// The largest body of a request, or message of a method, that brings no tensors.
+pub const CONTROL_BYTES: u64 = 64 * 1024;
+
 /// The length that the sender announces; `None` when the body is chunked.
 pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
     headers

@@ -21,7 +21,7 @@ use http_body_util::StreamBody;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ApiError;
-use super::body::{Chunks, Parts};
+use super::body::{CONTROL_BYTES, Chunks, Parts};
 use super::coding::{Coding, Decoder};
 use super::principal::identify;
 use super::request_id::Witness;
@@ -40,8 +40,6 @@ const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const CODE: HeaderName = HeaderName::from_static("blindai-code");
 /// A flag, and the length of the message as four bytes.
 const PREFIX_BYTES: usize = 5;
-/// The largest message of a method that takes no tensors.
-const CONTROL_BYTES: u64 = 64 * 1024;
 /// The largest message of a call that is not admitted: a name and a version.
 const TINY_BYTES: usize = 1024;
 

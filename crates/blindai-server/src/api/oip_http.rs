@@ -19,16 +19,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::body::{Parts, collect};
+use super::body::{CONTROL_BYTES, Parts, collect};
 use super::coding::Coding;
 use super::params::Params;
 use super::{ApiError, busy, oip, receipt};
 use crate::access::Principal;
 use crate::budget::Reservation;
 use crate::service::{Service, Turn};
-
-/// The largest body of a request that brings no tensors.
-const CONTROL_BYTES: u64 = 64 * 1024;
 
 type Answer<T> = std::result::Result<T, ApiError>;
 
